@@ -1,0 +1,1 @@
+"""One YAML file describes a run: its schema, how it is read and how it is written."""

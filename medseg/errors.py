@@ -1,0 +1,44 @@
+"""What medseg raises towards its users. Every message says what, got, remedy; data errors name the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class MedsegError(Exception):
+    """Base of all errors that a user can mend. The command line prints it and exits with 2."""
+
+
+class ConfigError(MedsegError):
+    """A mistake in a configuration.
+
+    Args:
+        message: What is wrong, what was got, what to do.
+        path: Where in the config, e.g. `("model", "encoder", "widths")`, if known.
+    """
+
+    def __init__(self, message: str, path: tuple[str | int, ...] = ()) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class PluginError(MedsegError):
+    """A plugin that cannot be found or imported, or that breaks its contract."""
+
+
+class DataError(MedsegError):
+    """A file or a set of files that cannot be used.
+
+    Args:
+        source: The file (or folder) at fault. It opens the message.
+        reason: What is wrong, what was got, what to do.
+    """
+
+    def __init__(self, source: str | Path, reason: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.source = str(source)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[DataError], tuple[str, str]]:
+        """Pickle by both arguments, so that it crosses from a DataLoader worker."""
+        return DataError, (self.source, self.reason)

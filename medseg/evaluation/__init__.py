@@ -1,0 +1,1 @@
+"""How good a mask is: voxel, surface and lesion measures, and the report that shows them."""

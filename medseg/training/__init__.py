@@ -1,0 +1,1 @@
+"""From cases to a trained model: sampling, losses and one readable loop."""

@@ -1,0 +1,1 @@
+"""What happens to a volume before a network: preprocessing, intensities, augmentation."""

@@ -1,0 +1,1 @@
+"""What lies on disk: volumes, their geometry, and the cases they make up."""
