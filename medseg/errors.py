@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -42,3 +43,27 @@ class DataError(MedsegError):
     def __reduce__(self) -> tuple[type[DataError], tuple[str, str]]:
         """Pickle by both arguments, so that it crosses from a DataLoader worker."""
         return DataError, (self.source, self.reason)
+
+
+class DataErrors(MedsegError):
+    """Several data errors at once. The text lists them, one per line.
+
+    Args:
+        errors: What was found, in order.
+    """
+
+    def __init__(self, errors: Iterable[DataError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("\n".join(str(error) for error in self.errors))
+
+    def __reduce__(self) -> tuple[type[DataErrors], tuple[tuple[DataError, ...]]]:
+        """Pickle by the errors, so that it crosses from a DataLoader worker."""
+        return DataErrors, (self.errors,)
+
+
+def raise_all(errors: Sequence[DataError]) -> None:
+    """Raise what was collected: nothing, the one error itself, or all of them at once."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise DataErrors(errors)

@@ -129,7 +129,11 @@ def options_model(
         if p.name not in supplies
     }
     forbid = ConfigDict(
-        extra="forbid", strict=True, arbitrary_types_allowed=True, protected_namespaces=()
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
     )
     return create_model(name or "component", __config__=forbid, **fields)
 

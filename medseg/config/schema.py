@@ -53,7 +53,7 @@ Component = Annotated[ComponentSpec, BeforeValidator(_component)]
 class Section(BaseModel):
     """Base of all sections: unknown keys and loose types are refused, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Split(Section):
@@ -235,6 +235,9 @@ class Train(Section):
     )
     validation_cases: Positive | None = Field(
         None, description="cases of a validation during training; null: all"
+    )
+    save_every: Positive | None = Field(
+        None, description="steps between states to resume from; null: at every validation"
     )
     patience: Positive | None = Field(
         None, description="validations without gain before an early stop; null: never"

@@ -1,1 +1,5 @@
-"""The components that medseg ships, registered as a third party would register its own."""
+"""The networks that medseg ships: ordinary plugins, which importing this package registers."""
+
+from medseg_plugins import inception, monai_network, resnet, unet, vgg
+
+__all__ = ["inception", "monai_network", "resnet", "unet", "vgg"]

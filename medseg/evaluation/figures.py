@@ -1,0 +1,190 @@
+"""The report's charts, as SVG that takes the page's text colour and so reads in light and dark."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from medseg.evaluation.scores import CaseScores
+
+INK = "#123457"  # stands for the page's text colour until the SVG is written
+FOUND, MISSED, FALSE = "#0072b2", "#e69f00", "#999999"  # Okabe and Ito's colour-blind-safe set
+SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+BOXES = {
+    "dice": "Dice",
+    "nsd": "NSD",
+    "precision": "Precision",
+    "recall": "Recall",
+    "hd95_mm": "HD95 (mm)",
+    "assd_mm": "ASSD (mm)",
+    "volume_error_ml": "Volume error (mL)",
+    "lesion_f1": "Lesion F1",
+}
+RATIOS = {"dice", "nsd", "precision", "recall", "lesion_f1"}
+MOST_POINTS = 400  # of one measure; beyond it only outliers are drawn
+CURVES = {"loss": "Loss", "dice": "Validation Dice", "lr": "Learning rate"}
+Log = Sequence[Mapping[str, Any]]
+
+
+def box_plots(cases: Sequence[CaseScores]) -> str:
+    """Box plots, one panel a measure, one box a class; infinite values are left out."""
+    names = list(cases[0].measures)
+    rows = {name: [case.row(name) for case in cases] for name in names}
+    shown = [key for key in BOXES if any(key in group[0] for group in rows.values())]
+
+    def panel(axes: Any, key: str) -> None:
+        values = [[row[key] for row in rows[n] if isfinite(row.get(key, np.inf))] for n in names]
+        _boxes(axes, values, crowded=len(cases) * len(names) > MOST_POINTS)
+        axes.set_title(BOXES[key])
+        axes.set_yticks(range(1, len(names) + 1), names)
+        axes.invert_yaxis()
+        if key in RATIOS:
+            axes.set_xlim(-0.02, 1.02)
+
+    return _panels(shown, panel, 0.75 + 0.42 * len(names), "Distribution of each measure by class")
+
+
+def training_curves(log: Log) -> str:
+    """Curves of every numeric series whose name speaks of loss, Dice or learning rate."""
+    series = {key: _series(log, key) for key in CURVES}
+
+    def panel(axes: Any, key: str) -> None:
+        for colour, (name, points) in zip(
+            _cycle(len(series[key])), series[key].items(), strict=True
+        ):
+            x, y = zip(*points, strict=True)
+            marker = "o" if len(points) < 30 else ""
+            axes.plot(x, y, color=colour, label=name, marker=marker, markersize=3, linewidth=1.4)
+        axes.set(title=CURVES[key], xlabel="step")
+        if len(series[key]) > 1:
+            axes.legend(frameon=False, labelcolor=INK)
+
+    return _panels([key for key in CURVES if series[key]], panel, 2.6, "Training curves")
+
+
+def lesion_sizes(cases: Sequence[CaseScores]) -> str:
+    """How many lesions of which size were found, missed, or false; one panel a class."""
+
+    def panel(axes: Any, name: str) -> None:
+        lesions = [case.lesions[name] for case in cases]
+        groups = {
+            "found": [v for case in lesions for v in case.found_mm3],
+            "missed": [v for case in lesions for v in case.missed_mm3],
+            "false": [v for case in lesions for v in case.false_mm3],
+        }
+        volumes = [volume for group in groups.values() for volume in group] or [1.0]
+        edges = np.geomspace(min(volumes) * 0.9, max(volumes) * 1.1, 13)
+        axes.hist(
+            list(groups.values()), edges, stacked=True, color=(FOUND, MISSED, FALSE),
+            label=[f"{key} ({len(group)})" for key, group in groups.items()], rwidth=0.92,
+        )  # fmt: skip
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,.9g}")
+        axes.set(title=name, xlabel="lesion volume (mm³)", ylabel="lesions")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False, labelcolor=INK)
+
+    names = [name for name in cases[0].measures if name in cases[0].lesions]
+    return _panels(names, panel, 2.6, "Lesions by volume: found, missed, false", columns=2)
+
+
+def _boxes(axes: Any, values: Sequence[Sequence[float]], crowded: bool) -> None:
+    line = {"color": INK, "linewidth": 1.0}
+    boxes = axes.boxplot(
+        values, orientation="horizontal", widths=0.55, patch_artist=True, showfliers=crowded,
+        medianprops={"color": INK, "linewidth": 1.8}, whiskerprops=line, capprops=line,
+        boxprops=dict(line), flierprops={"markersize": 2, "markeredgecolor": INK, "alpha": 0.5},
+    )  # fmt: skip
+    for place, (box, group, colour) in enumerate(
+        zip(boxes["boxes"], values, _cycle(len(values)), strict=True), start=1
+    ):
+        box.set(facecolor=colour, alpha=0.55)
+        if not crowded:
+            spread = 0.22 * np.sin(2.4 * np.arange(len(group)))  # apart, and the same every time
+            axes.plot(group, place + spread, "o", markersize=2.6, color=INK, alpha=0.45, mew=0)
+
+
+def _panels(
+    keys: Sequence[str],
+    panel: Callable[[Any, str], None],
+    height: float,
+    label: str,
+    columns: int = 4,
+) -> str:
+    """One small chart for each key, in rows of `columns`, as one SVG; nothing without keys."""
+    import matplotlib as mpl  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    if not keys:
+        return ""
+    columns = min(columns, len(keys))
+    lines = -(-len(keys) // columns)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(11, height * lines), layout="constrained")
+        grid = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axes, key in zip(grid, keys, strict=False):
+            panel(axes, key)
+        for axes in grid[len(keys) :]:
+            axes.set_axis_off()
+        return _svg(figure, label)
+
+
+def _svg(figure: Any, label: str) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+
+
+def _series(log: Log, key: str) -> dict[str, list[tuple[float, float]]]:
+    """The numeric series with `key` in their name, as (step, value)."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for number, record in enumerate(log):
+        step = record.get("step", number)
+        for name, value in _numbers(record):
+            if key in name.lower():
+                found.setdefault(name, []).append((step, value))
+    return found
+
+
+def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name} ")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
+            yield f"{prefix}{name}", float(value)
+
+
+def _cycle(count: int) -> list[str]:
+    return [SERIES[index % len(SERIES)] for index in range(count)]
+
+
+_STYLE = {
+    "figure.constrained_layout.hspace": 0.08,
+    "figure.constrained_layout.wspace": 0.04,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "medseg",
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.18,
+    "grid.color": INK,
+    "axes.axisbelow": True,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.fontsize": 8,
+}

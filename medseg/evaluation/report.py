@@ -1,0 +1,170 @@
+"""The report: one HTML file that opens anywhere, offline, and holds its figures itself."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from medseg import files
+from medseg.config.schema import Evaluation
+from medseg.errors import DataError
+from medseg.evaluation import figures
+from medseg.evaluation.overlay import PREDICTION_COLOUR, TRUTH_COLOUR, CaseView, draw
+from medseg.evaluation.report_style import STYLE
+from medseg.evaluation.report_tables import case_table, lesion_table, summary_table, text
+from medseg.evaluation.scores import CaseScores, summarise
+
+DRAWN = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What a report tells.
+
+    Args:
+        title: The heading.
+        cases: The scored cases, at least one.
+        settings: How they were measured.
+        log: Records of a run's `log.jsonl`, for the training curves.
+        facts: What the reader should know of the run, e.g. versions; name to value.
+    """
+
+    title: str
+    cases: Sequence[CaseScores]
+    settings: Evaluation
+    log: Sequence[Mapping[str, Any]] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write(
+    path: Path,
+    report: Report,
+    view: Callable[[str], CaseView] | None = None,
+    drawn: int = DRAWN,
+) -> None:
+    """Write a report as one HTML file.
+
+    Args:
+        path: The .html file.
+        report: What it tells.
+        view: Loads one case for its picture; called for the `drawn` cases of lowest mean Dice, one
+            at a time. A case it refuses with a DataError is named without a picture.
+        drawn: How many cases to draw.
+
+    Raises:
+        DataError: There is no case, or the file cannot be written.
+    """
+    if not report.cases:
+        raise DataError(path, "a report needs at least one scored case")
+    worst_first = sorted(report.cases, key=lambda case: (case.dice, case.case_id))
+    summary = summarise(report.cases)
+    sections = [
+        _tiles(summary),
+        _section("Summary", summary_table(summary), "Mean ± standard deviation over the cases."),
+        _section("Distributions", _card(figures.box_plots(worst_first))),
+        _section("Training", _card(figures.training_curves(report.log))),
+        _section(
+            "Lesions",
+            lesion_table(summary) + _card(figures.lesion_sizes(worst_first)),
+            _lesion_rule(report.settings),
+        ),
+        _section("Worst cases", _pictures(worst_first[:drawn], view), _PICTURES),
+        _section("All cases, worst first", case_table(worst_first)),
+        _section("How it was measured", _rules(report.settings)),
+        _section("This run", _facts(report.facts)),
+    ]
+    files.write_text(path, _page(report.title, "".join(sections)))
+
+
+def _page(title: str, body: str) -> str:
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body><main><h1>{escape(title)}</h1>\n{body}</main></body></html>\n"
+    )
+
+
+def _section(heading: str, content: str, lead: str = "") -> str:
+    """A section, or nothing where there is no content. Heading and lead are our own HTML."""
+    if not content:
+        return ""
+    return f"<section><h2>{heading}</h2>{f'<p>{lead}</p>' if lead else ''}{content}</section>\n"
+
+
+def _card(content: str) -> str:
+    return f'<div class="card">{content}</div>' if content else ""
+
+
+def _tiles(summary: Mapping[str, Any]) -> str:
+    tiles = [(summary["cases"], "cases"), (text(summary["mean_dice"], 3), "mean class Dice")]
+    for name, found in summary["classes"].items():
+        if "pooled" in found:
+            tiles.append((text(found["pooled"]["f1"], 3), f"lesion F1, {name}, pooled"))
+    return f'<div class="tiles">{"".join(map(_tile, tiles[:5]))}</div>\n'
+
+
+def _tile(tile: tuple[Any, str]) -> str:
+    return f'<div class="card"><b>{tile[0]}</b><span>{escape(tile[1])}</span></div>'
+
+
+def _pictures(cases: Sequence[CaseScores], view: Callable[[str], CaseView] | None) -> str:
+    return "".join(_picture(case, view) for case in cases) if view else ""
+
+
+def _picture(case: CaseScores, view: Callable[[str], CaseView]) -> str:
+    try:
+        png = base64.b64encode(draw(view(case.case_id))).decode("ascii")
+        picture = f'<img alt="{escape(case.case_id)}" src="data:image/png;base64,{png}">'
+        note = ""
+    except DataError as error:
+        picture, note = "", f"<span>not drawn: {escape(str(error))}</span>"
+    scores = "".join(
+        f"<span>{escape(name)}: Dice {text(found.dice, 3)}, HD95 {text(found.hd95_mm, 1)} mm, "
+        f"{text(found.truth_ml, 2)} mL true, {text(found.volume_ml, 2)} mL predicted</span>"
+        for name, found in list(case.measures.items())[:8]
+    )
+    caption = f"<b>{escape(case.case_id)}</b>{scores}{note}"
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>\n"
+
+
+def _rules(settings: Evaluation) -> str:
+    return _card(f"<p>{_MEASURED.format(tolerance=settings.tolerance_mm)}</p>")
+
+
+def _lesion_rule(settings: Evaluation) -> str:
+    overlap = f"an IoU of {settings.lesion_overlap:g}" if settings.lesion_overlap else "one voxel"
+    least = f"Lesions below {settings.min_lesion_mm3:g} mm³ are not counted. "
+    return (
+        f"Connected components ({settings.connectivity} neighbours), over all cases. A true "
+        f"lesion is found when a predicted one overlaps it by at least {overlap}; each lesion "
+        f"enters one pair at most. {least if settings.min_lesion_mm3 else ''}"
+    )
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    items = "".join(
+        f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>"
+        for name, value in facts.items()
+    )
+    return _card(f"<dl>{items}</dl>") if items else ""
+
+
+_PICTURES = (
+    f'<i class="key" style="border-color:{TRUTH_COLOUR}"></i>truth &nbsp; '
+    f'<i class="key" style="border-color:{PREDICTION_COLOUR}"></i>prediction. '
+    "Slices through the largest connected error; the patient’s right is on the left."
+)
+
+_MEASURED = (
+    "Distances run between the centres of surface voxels (those with a face neighbour outside the "
+    "mask). HD95 is the larger of the two directed 95th percentiles, ASSD the mean over both "
+    "surfaces, NSD the share of both surfaces within {tolerance:g} mm. Where truth and prediction "
+    "are both empty, ratios are 1 and distances 0. Where one of them is empty, ratios are 0 and "
+    "distances infinite; infinite values are left out of means, and the number of values that "
+    "remain is given as n."
+)

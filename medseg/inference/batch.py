@@ -1,0 +1,174 @@
+"""Many volumes: one bad case costs one case, and a rerun does only what is missing or stale.
+
+Beside each mask `ID.nii.gz` lies `ID.json`, which says from which inputs, model and settings it
+came. It is written after the mask, so that it vouches for a mask that is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medseg import __version__
+from medseg.console import Tick
+from medseg.errors import DataError, MedsegError
+from medseg.files import atomic, read_json, sha256, write_json
+from medseg.inference.predictor import Predictor
+from medseg.postprocess.prediction import Prediction
+from medseg.volumes.dataset import Case
+from medseg.volumes.image import Image
+from medseg.volumes.writer import write
+
+FAILURES = "failures.json"
+
+
+@dataclass
+class Outcome:
+    """What became of each case, by id."""
+
+    done: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def predict_cases(
+    predictor: Predictor, model: Path, cases: Sequence[Case], output: Path, tick: Tick
+) -> Outcome:
+    """Predict cases into a folder.
+
+    Writes `ID.nii.gz` and `ID.json` for each, `ID_probabilities.nii.gz` where the config asks for
+    them, and `failures.json` while any case fails.
+
+    Args:
+        predictor: The model.
+        model: Its file, whose hash goes into each record.
+        cases: What to predict.
+        output: The folder.
+        tick: Called after each case.
+
+    Raises:
+        DataError: The folder cannot be written.
+    """
+    outcome = Outcome()
+    _check_writable(output)
+    made_with = _provenance(predictor, model)
+    for case in cases:
+        try:
+            record = {**made_with, "inputs": {str(p): sha256(p) for p in case.files}}
+            if _is_current(output, case.id, record):
+                outcome.kept.append(case.id)
+            else:
+                _predict(predictor, case, output, record)
+                outcome.done.append(case.id)
+        except Exception as error:  # noqa: BLE001  (one bad case costs one case)
+            outcome.failed[case.id] = _reason(error)
+            _write_failures(output, outcome.failed)
+            _free_memory()
+        tick(f"{case.id}  {len(outcome.failed)} failed")
+    if not outcome.failed:
+        (output / FAILURES).unlink(missing_ok=True)
+    return outcome
+
+
+def _predict(predictor: Predictor, case: Case, output: Path, record: dict[str, Any]) -> None:
+    mask, sidecar = _mask(output, case.id), _sidecar(output, case.id)
+    sidecar.unlink(missing_ok=True)
+    loaded = predictor.load_case(case)
+    wanted = predictor.config.inference.probabilities
+    prediction = predictor.predict_case(loaded, probabilities=wanted)
+    values = predictor.labels.to_values(prediction.labels)
+    if prediction.probabilities is not None:
+        write(_probabilities(output, case.id), prediction.probabilities, loaded.reference)
+    write(mask, values, loaded.reference, affine=prediction.affine)
+    found = _found(predictor, prediction, loaded.reference)
+    write_json(sidecar, {**record, "mask": sha256(mask), **found, "notes": loaded.notes})
+
+
+def _found(predictor: Predictor, prediction: Prediction, reference: Image) -> dict[str, Any]:
+    """Shape, voxel size and the volume of each class in mL."""
+    counts = np.bincount(prediction.labels.ravel(), minlength=len(predictor.labels.values) + 1)
+    index = {value: n + 1 for n, value in enumerate(predictor.labels.values)}
+    volumes = {
+        name: sum(int(counts[index[value]]) for value in values) * prediction.voxel_mm3 / 1000
+        for name, values in predictor.labels.classes.items()
+    }
+    return {"shape": reference.shape, "spacing_mm": reference.spacing, "volume_ml": volumes}
+
+
+def _provenance(predictor: Predictor, model: Path) -> dict[str, Any]:
+    """What a mask depends on beside its inputs."""
+    config = predictor.config
+    parts = config.model_dump(
+        mode="json", include={"preprocess", "model", "inference", "postprocess"}
+    )
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return {
+        "medseg": __version__,
+        "torch": torch.__version__,
+        "device": predictor.device.type,
+        "model": sha256(model),
+        "settings": digest,
+        "plugins": [dict(plugin) for plugin in predictor.checkpoint.plugins if "=" not in plugin["plugin"]],
+    }
+
+
+def _is_current(output: Path, case: str, record: dict[str, Any]) -> bool:
+    """Whether a mask is there that came from the same inputs, model and settings, unharmed."""
+    sidecar, mask = _sidecar(output, case), _mask(output, case)
+    if not sidecar.exists() or not mask.exists():
+        return False
+    try:
+        known = read_json(sidecar)
+        hashes = (known["inputs"].values(), known["model"], known["settings"], known["medseg"])
+        return (
+            sorted(hashes[0]) == sorted(record["inputs"].values())
+            and hashes[1:] == (record["model"], record["settings"], record["medseg"])
+            and known["mask"] == sha256(mask)
+        )
+    except (DataError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _write_failures(output: Path, failed: dict[str, str]) -> None:
+    write_json(output / FAILURES, {"failed": [{"id": k, "reason": v} for k, v in failed.items()]})
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip() or repr(error)
+    return text if isinstance(error, MedsegError) else f"{type(error).__name__}: {text}"
+
+
+def _check_writable(output: Path) -> None:
+    """Find out before the first case, not after it."""
+    with atomic(output / ".writable"):
+        pass
+    (output / ".writable").unlink()
+
+
+def _free_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _mask(output: Path, case: str) -> Path:
+    return output / f"{case}.nii.gz"
+
+
+def _sidecar(output: Path, case: str) -> Path:
+    return output / f"{case}.json"
+
+
+def _probabilities(output: Path, case: str) -> Path:
+    return output / f"{case}_probabilities.nii.gz"
+
+
+def masks(output: Path, ids: Iterable[str]) -> dict[str, Path]:
+    """Where the masks of cases are."""
+    return {case: _mask(output, case) for case in ids}

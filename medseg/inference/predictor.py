@@ -1,0 +1,181 @@
+"""A trained model, ready to predict: `Predictor.load(run).predict(volume)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from medseg.config.schema import Config
+from medseg.errors import DataError
+from medseg.inference.window import predict_volume
+from medseg.networks.assembly import build_network
+from medseg.networks.checkpoint import Checkpoint, load
+from medseg.postprocess.prediction import Prediction
+from medseg.registry import POSTPROCESSORS
+from medseg.transforms.preprocess import Prepared, Preprocessor
+from medseg.volumes.dataset import Case, Channel, Dataset, Labels
+from medseg.volumes.image import Affine, Array, Image
+from medseg.volumes.load import LoadedCase, load_case
+from medseg.volumes.writer import new_header
+
+Postprocessor = Callable[[Prediction], Prediction]
+
+
+class Predictor:
+    """A network with the way to it and back.
+
+    Args:
+        checkpoint: The trained model.
+        device: Where it runs.
+        config: Settings to use instead of the checkpoint's own (its inference and postprocess).
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, config: Config | None = None
+    ) -> None:
+        self.checkpoint, self.device = checkpoint, device
+        self.config = config or checkpoint.config
+        self.labels: Labels = checkpoint.labels
+        classes = len(self.labels.values) + 1
+        self.network: nn.Module = build_network(
+            self.config.model, len(checkpoint.channels), classes, self.config.seed
+        )
+        self.network.load_state_dict(dict(checkpoint.weights))
+        self.network.to(device).eval()
+        self._preprocess = Preprocessor(
+            self.config.preprocess, checkpoint.spacing, self.config.plugins
+        )
+        self._postprocess: list[Postprocessor] = [
+            POSTPROCESSORS.build(spec.spec(), classes=classes) for spec in self.config.postprocess
+        ]
+
+    @classmethod
+    def load(
+        cls, run: str | Path, *, device: str = "auto", plugins: Sequence[str] = ()
+    ) -> Predictor:
+        """Load a run folder, or a model file.
+
+        Args:
+            run: The folder that `train` wrote, or a .safetensors file.
+            device: "auto", "cpu", "cuda" or "cuda:N".
+            plugins: References of plugins that the model needs and that are not installed.
+
+        Raises:
+            DataError: There is no readable model.
+        """
+        return cls(load(model_file(run), plugins), pick_device(device))
+
+    def predict(self, volume: Any, *, probabilities: bool = False) -> Prediction:
+        """Predict one volume.
+
+        Args:
+            volume: A path (or a list of them, one a channel), a nibabel image, or a pair of an
+                array (I, J, K) or (C, I, J, K) and its (4, 4) affine in mm.
+            probabilities: Whether to keep the class probabilities.
+
+        Returns:
+            The prediction on the volume's own grid; `labels` holds class indices, and
+            `predictor.labels.to_values` turns them into label values.
+
+        Raises:
+            DataError: The volume cannot be read or has the wrong number of channels.
+        """
+        return self.predict_case(self._loaded(volume), probabilities=probabilities)
+
+    def predict_case(self, case: LoadedCase, *, probabilities: bool = False) -> Prediction:
+        """Predict a case that has been loaded."""
+        if len(case.image) != len(self.checkpoint.channels):
+            raise DataError(
+                case.reference.path,
+                f"{len(case.image)} channels, the model takes {len(self.checkpoint.channels)}: "
+                + ", ".join(self.checkpoint.channels),
+            )
+        prepared = self._preprocess(case)
+        shares = prepared.route.back(self.probabilities(prepared))
+        prediction = Prediction(
+            labels=shares.argmax(0).astype(np.uint8),
+            image=case.image,
+            affine=case.reference.affine,
+            probabilities=shares if probabilities else None,
+        )
+        for postprocess in self._postprocess:
+            prediction = postprocess(prediction)
+        return prediction
+
+    def probabilities(self, prepared: Prepared) -> Array:
+        """The class probabilities (classes, I, J, K) on the network's grid."""
+        image = torch.from_numpy(prepared.image).to(self.device)
+        result = predict_volume(
+            self.network, image, self.config.inference, self.config.train.patch, self.divisor
+        )
+        array: Array = result.cpu().numpy()
+        return array
+
+    @property
+    def divisor(self) -> tuple[int, int, int]:
+        """What the network's input must be divisible by."""
+        i, j, k = self.network.divisor
+        return i, j, k
+
+    def load_case(self, case: Case) -> LoadedCase:
+        """Read a case of this model's channels."""
+        return load_case(case, Dataset((case,), self.checkpoint.channels, self.labels))
+
+    def _loaded(self, volume: Any) -> LoadedCase:
+        if isinstance(volume, str | Path):
+            volume = [volume]
+        if isinstance(volume, list):
+            channels = tuple(Channel(Path(path)) for path in volume)
+            return self.load_case(Case(Path(volume[0]).name, channels))
+        if hasattr(volume, "affine"):
+            return _in_memory(_channels_first(volume.get_fdata()), volume.affine)
+        array, affine = volume
+        return _in_memory(np.asarray(array), np.asarray(affine, dtype=np.float64))
+
+
+def _in_memory(array: Array, affine: Affine) -> LoadedCase:
+    """A case from an array (I, J, K) or (C, I, J, K).
+
+    Raises:
+        DataError: It has another number of axes, or values that are not finite.
+    """
+    array = array[None] if array.ndim == 3 else array
+    image = np.ascontiguousarray(array, dtype=np.float32)
+    if image.ndim != 4 or not np.isfinite(image).all():
+        raise DataError(
+            "array", f"(I, J, K) or (C, I, J, K) of finite values expected, got {array.shape}"
+        )
+    i, j, k = image.shape[1:]
+    reference = Image(image[0], affine, new_header((i, j, k), affine), Path("array"))
+    return LoadedCase(image, None, None, reference, ())
+
+
+def _channels_first(array: Array) -> Array:
+    return np.moveaxis(array, -1, 0) if array.ndim == 4 else array
+
+
+def model_file(run: str | Path) -> Path:
+    """The model of a run folder, or the file itself."""
+    run = Path(run)
+    return run / "model.safetensors" if run.is_dir() else run
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; "auto" is CUDA where there is one.
+
+    Raises:
+        DataError: There is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(f"--device {name}", str(error).splitlines()[0]) from error
+    return device

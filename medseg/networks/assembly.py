@@ -1,0 +1,221 @@
+"""From the config's `model` section to one module: encoder, decoder and heads, or a whole network.
+
+Whatever the parts are, the result maps (N, in_channels, I, J, K) to a tuple of raw logits: those
+of the input's size first, then auxiliary ones; the same in training and in evaluation.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medseg.config.schema import ComponentSpec, Model
+from medseg.errors import ConfigError, PluginError
+from medseg.networks.blocks import ONE, Triple
+from medseg.registry import DECODERS, ENCODERS, NETWORKS, Registry
+
+_LARGEST_DIVISOR = 64
+
+
+class EncoderDecoder(nn.Module):
+    """Encoder, decoder and 1x1x1 heads.
+
+    Args:
+        encoder: An encoder that keeps its contract (`medseg.testing.check_encoder`).
+        decoder: A decoder for its channels and strides.
+        classes: Channels of each output, background included.
+        deep_supervision: Auxiliary heads, on the decoder's next coarser levels.
+
+    Raises:
+        ConfigError: The decoder has too few levels for the auxiliary heads.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, classes: int, deep_supervision: int = 0
+    ) -> None:
+        super().__init__()
+        widths = _levels(decoder, "decoder")[: 1 + deep_supervision]
+        if len(widths) <= deep_supervision:
+            raise ConfigError(
+                f"deep_supervision {deep_supervision} needs {deep_supervision + 1} decoder levels, "
+                f"got {len(widths)}; set it to at most {len(widths) - 1}",
+                ("deep_supervision",),
+            )
+        self.encoder = encoder
+        self.decoder = decoder
+        self.heads = nn.ModuleList(nn.Conv3d(width, classes, 1) for width in widths)
+        self.divisor = _divisor(encoder)
+        self._needs_two = any(isinstance(m, nn.InstanceNorm3d) for m in encoder.modules())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Map (N, in_channels, I, J, K) to (logits, *auxiliary logits of coarser levels).
+
+        Raises:
+            ConfigError: The size is not a multiple of `divisor`, or equals it where an instance
+                norm would then see a single voxel.
+        """
+        check_size(x.shape[2:], self.divisor)
+        if self._needs_two and tuple(x.shape[2:]) == self.divisor:
+            raise ConfigError(
+                f"a size of {self.divisor} voxels leaves one voxel at the coarsest level, which an "
+                "instance norm cannot take: double one axis, or use fewer levels or another norm"
+            )
+        levels = self.decoder(self.encoder(x))
+        logits = [head(level) for head, level in zip(self.heads, levels, strict=False)]
+        if logits[0].shape[2:] != x.shape[2:]:
+            logits[0] = functional.interpolate(logits[0], size=x.shape[2:], mode="trilinear")
+        return tuple(logits)
+
+
+class WholeNetwork(nn.Module):
+    """A network by itself, its output brought into one form.
+
+    `divisor` is found by trying sizes. It is (1, 1, 1) where none was accepted, as with a network
+    that takes one fixed size: then the network itself has to refuse the others.
+
+    Args:
+        network: A network that keeps its contract (`medseg.testing.check_network`).
+        in_channels: Channels of its input.
+        classes: Channels of its outputs, background included.
+    """
+
+    def __init__(self, network: nn.Module, in_channels: int, classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self.classes = classes
+        self.divisor = _try_divisors(network, in_channels)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Map (N, in_channels, I, J, K) to (logits, *auxiliary logits).
+
+        Raises:
+            ConfigError: The size is not a multiple of `divisor`.
+            PluginError: The network returns something else than logits.
+        """
+        check_size(x.shape[2:], self.divisor)
+        out = self.network(x)
+        logits = (out,) if isinstance(out, Tensor) else tuple(out)
+        expected = (x.shape[0], self.classes, *x.shape[2:])
+        if not logits or tuple(getattr(logits[0], "shape", ())) != expected:
+            got = [tuple(item.shape) if isinstance(item, Tensor) else item for item in logits]
+            raise PluginError(f"the network returns {got}; expected logits of shape {expected}")
+        return logits
+
+
+def build_network(
+    model: Model, in_channels: int, classes: int, seed: int
+) -> EncoderDecoder | WholeNetwork:
+    """Build what the config describes, with weights drawn from the seed.
+
+    The caller's random state is left as it was.
+
+    Args:
+        model: The config's `model` section. `deep_supervision` is for encoder and decoder; a whole
+            network has options of its own for that.
+        in_channels: Channels of the input.
+        classes: Channels of the output, background included.
+        seed: Where the initial weights come from.
+
+    Raises:
+        ConfigError: A component or one of its options does not exist or does not fit; the error's
+            path starts at the `model` section.
+        PluginError: A component does not describe its levels.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if model.network is not None:
+            network = _build(
+                NETWORKS, model.network, "network", in_channels=in_channels, classes=classes
+            )
+            return WholeNetwork(network, in_channels, classes)
+        encoder = _build(ENCODERS, model.encoder, "encoder", in_channels=in_channels)
+        channels, strides = _levels(encoder, "encoder"), _strides(encoder)
+        decoder = _build(DECODERS, model.decoder, "decoder", channels=channels, strides=strides)
+        return EncoderDecoder(encoder, decoder, classes, model.deep_supervision)
+
+
+def check_size(size: Sequence[int], divisor: Triple) -> None:
+    """Refuse a size that is not a multiple of the divisor.
+
+    Raises:
+        ConfigError: It names both, and the next size that fits.
+    """
+    if any(n % d for n, d in zip(size, divisor, strict=True)):
+        fits = tuple(math.ceil(n / d) * d for n, d in zip(size, divisor, strict=True))
+        raise ConfigError(
+            f"a size of {tuple(size)} voxels does not suit this network: each axis must be a "
+            f"multiple of {divisor}; the next size that fits is {fits}"
+        )
+
+
+def _build(
+    registry: Registry, component: ComponentSpec | None, key: str, **given: Any
+) -> nn.Module:
+    if component is None:
+        raise ConfigError(f"the model needs {key}", (key,))
+    try:
+        built = registry.build(component.spec(), **given)
+    except ConfigError as error:
+        raise ConfigError(str(error), (key, *error.path)) from error
+    except ValueError as error:
+        raise ConfigError(f"{key} {component.name!r}: {error}", (key,)) from error
+    if not isinstance(built, nn.Module):
+        raise PluginError(f"{key} {component.name!r} is a {type(built).__name__}, not a nn.Module")
+    return built
+
+
+def _levels(module: nn.Module, kind: str) -> tuple[int, ...]:
+    channels = getattr(module, "channels", None)
+    if not isinstance(channels, Sequence) or not channels:
+        raise PluginError(
+            f"{kind} {type(module).__name__}.channels is {channels!r}; expected the channels of "
+            "each level, finest first"
+        )
+    return tuple(channels)
+
+
+def _strides(encoder: nn.Module) -> tuple[Triple, ...]:
+    strides = getattr(encoder, "strides", None)
+    if not isinstance(strides, Sequence) or any(len(stride) != 3 for stride in strides):
+        raise PluginError(
+            f"encoder {type(encoder).__name__}.strides is {strides!r}; expected three numbers for "
+            "each level, finest first"
+        )
+    return tuple((i, j, k) for i, j, k in strides)
+
+
+def _divisor(encoder: nn.Module) -> Triple:
+    i, j, k = (math.lcm(*steps) for steps in zip(*_strides(encoder), strict=True))
+    return i, j, k
+
+
+def _try_divisors(network: nn.Module, in_channels: int) -> Triple:
+    """The smallest power of two, per axis, whose multiples come back at their own size."""
+    trial = copy.deepcopy(network).to("meta").eval()  # shapes only: no memory, no arithmetic
+    found = []
+    for axis in range(3):
+        divisor = 1
+        while not _keeps_size(trial, in_channels, axis, divisor):
+            divisor *= 2
+            if divisor > _LARGEST_DIVISOR:
+                return ONE
+        found.append(divisor)
+    return found[0], found[1], found[2]
+
+
+def _keeps_size(network: nn.Module, in_channels: int, axis: int, divisor: int) -> bool:
+    size = [_LARGEST_DIVISOR] * 3
+    size[axis] += divisor
+    try:
+        with torch.no_grad():
+            out = network(torch.empty(1, in_channels, *size, device="meta"))
+    except (RuntimeError, ValueError, IndexError, AssertionError, NotImplementedError):
+        return False
+    first = out if isinstance(out, Tensor) else out[0]
+    return isinstance(first, Tensor) and list(first.shape[2:]) == size

@@ -1,0 +1,115 @@
+"""A trained model in one file: weights and all that a prediction needs, in safetensors.
+
+The metadata hold the config as YAML text, channel names, classes, the resolved spacing, and which
+plugins were used. A checkpoint never makes a plugin run: a plugin that is not installed must be
+named by the user again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from medseg import __version__, plugins
+from medseg.config import Config, dump, loads
+from medseg.errors import ConfigError, DataError
+from medseg.files import atomic
+from medseg.volumes.dataset import Labels
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a model file holds.
+
+    Args:
+        config: The run's configuration.
+        channels: Names of the input channels, in order.
+        labels: What the label values mean.
+        spacing: Voxel size in mm that the network works at; None for that of each volume.
+        weights: The network's state.
+        plugins: Reference, file and sha256 of each plugin at training; never a reason to run one.
+    """
+
+    config: Config
+    channels: tuple[str, ...]
+    labels: Labels
+    spacing: tuple[float, float, float] | None
+    weights: Mapping[str, Tensor]
+    plugins: Sequence[Mapping[str, str]] = ()
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, atomically.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    about = {
+        "format": _FORMAT,
+        "medseg": __version__,
+        "config": dump(checkpoint.config),
+        "channels": checkpoint.channels,
+        "classes": checkpoint.labels.classes,
+        "ignore": checkpoint.labels.ignore,
+        "spacing": checkpoint.spacing,
+        "plugins": plugins.provenance(checkpoint.config.plugins),
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    with atomic(path) as temporary:
+        save_file(weights, temporary, metadata={"medseg": json.dumps(about)})
+
+
+def load(path: Path, references: Sequence[str] = ()) -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+        path: The .safetensors file.
+        references: Plugins that the user names, beside the installed ones.
+
+    Raises:
+        DataError: The file is missing, damaged or not medseg's.
+        ConfigError: It needs a plugin that is neither installed nor named.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("medseg", "null"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DataError(path, f"not a readable model ({error})") from error
+    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+        raise DataError(path, f"not a model of medseg {__version__}")
+    used = about["plugins"]
+    plugins.load(references)
+    return Checkpoint(
+        config=_config(path, about["config"], references, used),
+        channels=tuple(about["channels"]),
+        labels=Labels({name: tuple(v) for name, v in about["classes"].items()}, about["ignore"]),
+        spacing=None if about["spacing"] is None else tuple(about["spacing"]),
+        weights=weights,
+        plugins=used,
+    )
+
+
+def _config(
+    path: Path, text: str, references: Sequence[str], used: Sequence[Mapping[str, Any]]
+) -> Config:
+    """Read the config with the plugins that the user names in the place of those it was made with."""
+    try:
+        return loads(text, path.parent, f"{path} (config)", references)
+    except ConfigError as error:
+        files = [f"{p['file']} (sha256 {p['sha256'][:12]})" for p in used if "=" not in p["plugin"]]
+        if not files:
+            raise
+        hint = "trained with a plugin; if you trust it, name it: " + " ".join(
+            f"--plugin {file}" for file in files
+        )
+        raise ConfigError(f"{error}\n{hint}") from error

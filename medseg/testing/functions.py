@@ -1,0 +1,119 @@
+"""The contracts of losses, transforms and postprocessors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medseg.testing.common import broken, equal, seeded
+
+
+@seeded
+def check_loss(
+    loss: Callable[[Tensor, Tensor], Tensor], classes: int, ignore_index: int = 255
+) -> None:
+    """Check a loss, made as `loss(classes=..., **options)`.
+
+    It maps raw logits (N, classes, I, J, K) and class indices (N, I, J, K), int64, to one finite
+    number with a gradient. Perfect logits cost less than wrong ones, an absent class is no
+    accident, and voxels whose target is `ignore_index` count nowhere.
+
+    Raises:
+        PluginError: It breaks the contract.
+    """
+    target = torch.randint(classes, (2, 4, 5, 6))
+    logits = torch.randn(2, classes, 4, 5, 6, requires_grad=True)
+    value = loss(logits, target)
+    if not isinstance(value, Tensor) or value.shape != () or not value.isfinite():
+        broken("the loss", value, "one finite number")
+    value.backward()  # type: ignore[no-untyped-call]
+    if logits.grad is None or not logits.grad.isfinite().all() or not logits.grad.any():
+        broken("the gradient of the loss", logits.grad, "finite and not zero everywhere")
+    perfect = 20 * nn.functional.one_hot(target, classes).movedim(-1, 1).float()
+    costs = float(loss(perfect, target)), float(loss(-perfect, target))
+    if not costs[0] < costs[1]:
+        broken("loss of perfect and of wrong logits", costs, "the first below the second")
+    if not loss(perfect, torch.zeros_like(target)).isfinite():
+        broken("loss where the foreground is absent", "not finite", "a finite number")
+    target[:, 0] = ignore_index
+    kept = logits.detach()
+    changed = kept.clone()
+    changed[:, :, 0] += torch.randn_like(changed[:, :, 0])
+    values = float(loss(kept, target)), float(loss(changed, target))
+    if abs(values[0] - values[1]) > 1e-5 * max(1.0, abs(values[0])):
+        broken("loss before and after a change of ignored voxels", values, "the same")
+
+
+def check_transform(transform: Callable[..., dict[str, Any]]) -> None:
+    """Check a transform, made as `transform(**options)`.
+
+    It maps a dict with "image" (C, I, J, K) float32 and, where there is one, "label" (1, I, J, K)
+    integer to such a dict: image finite, label of the same grid and without new values, other
+    keys kept. The dict and the arrays it was given stay as they were. A random transform draws in
+    `sample(rng: numpy.random.Generator)` and applies in `__call__(data, drawn)`, so that the same
+    draw gives the same result.
+
+    Raises:
+        PluginError: It breaks the contract.
+    """
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(2, 8, 9, 10)).astype(np.float32)
+    full = {"image": image, "label": rng.integers(0, 3, size=(1, 8, 9, 10)), "other": "kept"}
+    sample = getattr(transform, "sample", None)
+    for data in (full, {"image": image}):
+        drawn = () if sample is None else (sample(rng),)
+        before = copy.deepcopy(data)
+        out = transform(data, *drawn)
+        if not equal(before, data):
+            broken("the data a transform was given", "changed in place", "left as it was")
+        if not isinstance(out, dict) or set(data) - set(out):
+            broken("a transform's result", out, f"a dict with {', '.join(data)}")
+        if not equal(out, transform(data, *drawn)):
+            broken("a transform's result", "another one each time", "drawn in sample(rng)")
+        _check_sample(data, out)
+
+
+def check_postprocessor(postprocessor: Callable[[Any], Any], prediction: Any) -> None:
+    """Check a postprocessor, made as `postprocessor(classes=..., **options)`.
+
+    It maps a `Prediction` to another one on the same grid: labels of the same shape and type,
+    none of them new, the same each time. The prediction it was given stays as it was.
+
+    Args:
+        postprocessor: The postprocessor.
+        prediction: A `medseg.postprocess.prediction.Prediction` to try it on.
+
+    Raises:
+        PluginError: It breaks the contract.
+    """
+    labels = prediction.labels.copy()
+    out = postprocessor(prediction)
+    if not isinstance(out, type(prediction)):
+        broken("a postprocessor's result", type(out).__name__, type(prediction).__name__)
+    if not np.array_equal(labels, prediction.labels):
+        broken("the prediction a postprocessor was given", "changed in place", "left as it was")
+    got = (out.labels.shape, out.labels.dtype)
+    if got != (labels.shape, labels.dtype):
+        broken("shape and type of the labels", got, (labels.shape, labels.dtype))
+    if set(np.unique(out.labels)) - {0, *np.unique(labels)}:
+        broken("the labels", np.unique(out.labels), f"some of {np.unique(labels)}")
+    if not np.array_equal(out.labels, postprocessor(prediction).labels):
+        broken("a postprocessor's result", "another one each time", "the same")
+
+
+def _check_sample(data: dict[str, Any], out: dict[str, Any]) -> None:
+    image = np.asarray(out["image"])
+    if image.ndim != 4 or image.dtype != np.float32 or not np.isfinite(image).all():
+        broken("image of a transform", (image.shape, image.dtype), "finite float32 (C, I, J, K)")
+    if "label" not in data:
+        return
+    label = np.asarray(out["label"])
+    if label.shape != (1, *image.shape[1:]) or label.dtype.kind not in "iu":
+        broken("label of a transform", (label.shape, label.dtype), "integers on the image's grid")
+    if set(np.unique(label)) - {0, *np.unique(data["label"])}:
+        broken("label of a transform", np.unique(label), "no new values")

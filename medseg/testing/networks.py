@@ -1,0 +1,204 @@
+"""The contracts of encoders, decoders and whole networks.
+
+What holds for all three:
+
+- The same structure of outputs in training and in evaluation, for every batch size from 1.
+- Evaluation is deterministic, outputs are finite, and the inputs are left as they were.
+- Every weight that training can change gets a gradient from the outputs together.
+- No weight is saved twice; the state can be saved and loaded; a copy is a whole and separate one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medseg.testing.common import broken, equal, seeded
+
+Size = tuple[int, int, int]
+Shapes = list[tuple[int, ...]]
+
+
+@seeded
+def check_encoder(encoder: nn.Module, in_channels: int) -> None:
+    """Check an encoder, made as `encoder(in_channels=..., **options)`.
+
+    It keeps `.channels`, one number per level, and `.strides`, three numbers (i, j, k) per level:
+    how many input voxels one voxel of the level stands for. Levels run from the finest to the
+    coarsest, so each stride is a multiple of the one before. `forward` maps
+    (N, in_channels, I, J, K) to a list with level l of shape (N, C_l, I/s_i, J/s_j, K/s_k), for
+    every size that the last stride divides. No operation changes the input in place.
+
+    Args:
+        encoder: The encoder, built with small options.
+        in_channels: What it was built with.
+
+    Raises:
+        PluginError: It breaks the contract.
+    """
+    channels, strides = _channels(encoder), getattr(encoder, "strides", None)
+    if not isinstance(strides, Sequence) or len(strides) != len(channels):
+        broken("encoder.strides", strides, f"three numbers for each of {len(channels)} levels")
+    _check_strides(strides)
+    for size in _sizes(strides[-1]):
+        for batch in (2, 1):
+            levels = [
+                (batch, c, *(n // s for n, s in zip(size, stride, strict=True)))
+                for c, stride in zip(channels, strides, strict=True)
+            ]
+            _check_outputs(encoder, torch.rand(batch, in_channels, *size), levels)
+    _check_weights(encoder, torch.rand(2, in_channels, *size))
+
+
+@seeded
+def check_decoder(
+    decoder: nn.Module, channels: Sequence[int], strides: Sequence[Sequence[int]]
+) -> None:
+    """Check a decoder, made as `decoder(channels=..., strides=..., **options)`.
+
+    `forward` takes the encoder's levels, finest first, and returns a list, finest first: one
+    tensor (N, C_l, ...) for each number of its own `.channels`. Heads are not its business, nor
+    is the way back to the input's size: the core adds both. It knows the encoder by `channels`
+    and `strides` alone and does not change the levels it is given.
+
+    Args:
+        decoder: The decoder, built with small options.
+        channels: The encoder's channels that it was built with.
+        strides: The encoder's strides that it was built with.
+
+    Raises:
+        PluginError: It breaks the contract.
+    """
+    kept = _channels(decoder)
+    for size in _sizes(strides[-1]):
+        for batch in (2, 1):
+            levels = [
+                torch.rand(batch, c, *(n // s for n, s in zip(size, stride, strict=True)))
+                for c, stride in zip(channels, strides, strict=True)
+            ]
+            out = _outputs(decoder, levels)
+            got = [tuple(item.shape[:2]) for item in out]
+            if got != [(batch, c) for c in kept]:
+                broken("batch and channels of the decoder's levels", got, f".channels = {kept}")
+            _check_outputs(decoder, levels, [tuple(item.shape) for item in out])
+            voxels = [item[0, 0].numel() for item in out]
+            if voxels != sorted(voxels, reverse=True):
+                broken("voxels of the decoder's levels", voxels, "finest first")
+    _check_weights(decoder, levels)
+
+
+@seeded
+def check_network(
+    network: nn.Module,
+    in_channels: int,
+    classes: int,
+    sizes: Sequence[Size] = ((32, 32, 32), (64, 32, 32)),
+) -> None:
+    """Check a whole network, made as `network(in_channels=..., classes=..., **options)`.
+
+    `forward` maps (N, in_channels, I, J, K) to raw logits (N, classes, I, J, K), or to a tuple or
+    list (logits, *auxiliary), where auxiliary logits have the same classes and any size. Logits
+    are raw: no softmax, no sigmoid.
+
+    Args:
+        network: The network, built with small options.
+        in_channels: What it was built with.
+        classes: What it was built with.
+        sizes: Sizes to try, in voxels (i, j, k).
+
+    Raises:
+        PluginError: It breaks the contract.
+    """
+    for size in sizes:
+        for batch in (2, 1):
+            x = torch.rand(batch, in_channels, *size)
+            out = _outputs(network, x)
+            if tuple(out[0].shape) != (batch, classes, *size):
+                broken("shape of the logits", tuple(out[0].shape), (batch, classes, *size))
+            got = [tuple(item.shape[:2]) for item in out]
+            if set(got) != {(batch, classes)}:
+                broken("batch and classes of all outputs", got, (batch, classes))
+            _check_outputs(network, x, [tuple(item.shape) for item in out])
+    with torch.no_grad():
+        first = _outputs(copy.deepcopy(network).eval(), 10 * torch.randn(2, in_channels, *size))[0]
+    total = first.sum(1)
+    if classes > 1 and first.min() >= 0 and torch.allclose(total, torch.ones_like(total)):
+        broken("the network's output", "probabilities", "raw logits")
+    _check_weights(network, torch.rand(2, in_channels, *size))
+
+
+def _channels(module: nn.Module) -> tuple[int, ...]:
+    channels = getattr(module, "channels", None)
+    if not isinstance(channels, Sequence) or not all(isinstance(c, int) for c in channels):
+        broken(f"{type(module).__name__}.channels", channels, "one int per level, finest first")
+    return tuple(channels)
+
+
+def _check_strides(strides: Sequence[Sequence[int]]) -> None:
+    for fine, coarse in zip([(1, 1, 1), *strides], strides, strict=False):
+        if len(coarse) != 3 or any(c % f for f, c in zip(fine, coarse, strict=False)):
+            broken("encoder.strides", strides, "three numbers, multiples of the level before")
+
+
+def _sizes(stride: Sequence[int]) -> list[Size]:
+    i, j, k = stride
+    return [(2 * i, 2 * j, 2 * k), (2 * i, 3 * j, 2 * k)]
+
+
+def _outputs(module: nn.Module, inputs: Any) -> list[Tensor]:
+    out = copy.deepcopy(module)(inputs)
+    out = [out] if isinstance(out, Tensor) else out
+    if not isinstance(out, list | tuple) or not all(isinstance(item, Tensor) for item in out):
+        broken(f"the result of {type(module).__name__}", type(out).__name__, "tensors")
+    return list(out)
+
+
+def _check_outputs(module: nn.Module, inputs: Any, shapes: Shapes) -> None:
+    """Check shapes, finiteness, determinism and untouched inputs, in training and evaluation."""
+    name = type(module).__name__
+    for mode in ("train", "eval"):
+        trial, before = copy.deepcopy(module).train(mode == "train"), copy.deepcopy(inputs)
+        with torch.no_grad():
+            out = _outputs(trial, inputs)
+            again = _outputs(trial, before)
+        got = [tuple(item.shape) for item in out]
+        if got != shapes:
+            broken(f"shapes that {name} gives in {mode} mode", got, shapes)
+        if not all(item.isfinite().all() for item in out):
+            broken(f"outputs of {name} in {mode} mode", "NaN or infinity", "finite numbers")
+        if not equal(inputs, before):
+            broken(f"the input of {name}", "changed in place", "left as it was")
+        if mode == "eval" and not equal(out, again):
+            broken(f"outputs of {name} in eval mode", "others each time", "the same")
+
+
+def _check_weights(module: nn.Module, inputs: Any) -> None:
+    """Check gradients, and that weights are saved once, restored in full and copied apart."""
+    name, trial = type(module).__name__, copy.deepcopy(module).train()
+    out = trial(inputs)
+    out = [out] if isinstance(out, Tensor) else out
+    torch.stack([(item * torch.rand_like(item)).sum() for item in out]).sum().backward()  # type: ignore[no-untyped-call]
+    idle = [n for n, p in trial.named_parameters() if p.requires_grad and p.grad is None]
+    if idle:
+        broken(f"weights of {name} without a gradient", idle, "none")
+    module = copy.deepcopy(module).eval()
+    state = module.state_dict()
+    places: dict[int, str] = {}
+    for key, value in state.items():
+        first = places.setdefault(value.data_ptr(), key)
+        if first != key and value.numel():
+            broken(f"a weight of {name} saved twice", f"{first} and {key}", "one name")
+    before = _outputs(module, inputs)
+    twin = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(1)
+    if not equal(before, _outputs(module, inputs)):
+        broken(f"{name} after a change of its copy", "other outputs", "a copy that stands alone")
+    twin.load_state_dict(state)
+    if not equal(before, _outputs(twin, inputs)):
+        broken(f"{name} after loading a saved state", "other outputs", "the same outputs")

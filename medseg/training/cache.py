@@ -1,0 +1,122 @@
+"""Preprocessed cases on disk, memory-mapped: one folder a case, named by a hash of all it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medseg.errors import DataError
+from medseg.files import read_json, sha256, write_json
+from medseg.transforms.preprocess import Prepared, Preprocessor, Spacing
+from medseg.volumes.dataset import IGNORE_INDEX, Case, Dataset
+from medseg.volumes.image import Array
+from medseg.volumes.load import load_case
+
+_VERSION = 1  # raise when what a cached case holds changes
+_VOXELS_PER_CLASS = 20_000
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """A preprocessed case. Arrays are opened when asked for, as maps of the files.
+
+    Args:
+        id: The case's name.
+        folder: Where its arrays lie.
+        spacing: Voxel size in mm.
+    """
+
+    id: str
+    folder: Path
+    spacing: Spacing
+
+    def image(self) -> Array:
+        """(C, I, J, K) float32."""
+        return self._open("image")
+
+    def label(self) -> Array:
+        """(I, J, K) uint8 class indices."""
+        return self._open("label")
+
+    def voxels(self) -> Array:
+        """(V, 2) class and flat index of some voxels of each foreground class."""
+        return self._open("voxels")
+
+    def _open(self, name: str) -> Array:
+        path = self.folder / f"{name}.npy"
+        try:
+            array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(path, f"case {self.id!r}: {error}; delete the folder to rebuild") from error
+        return array
+
+
+def fill(
+    folder: Path,
+    cases: Sequence[Case],
+    dataset: Dataset,
+    preprocessor: Preprocessor,
+    tick: Callable[[], None],
+) -> tuple[CachedCase, ...]:
+    """Preprocess what the cache does not hold yet, and return all cases in order.
+
+    Raises:
+        DataError: A case cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    done = []
+    for case in cases:
+        place = folder / f"{case.id}-{_key(case, dataset, preprocessor)[:16]}"
+        if not place.exists():
+            _store(place, preprocessor(load_case(case, dataset)))
+        spacing = tuple(read_json(place / "case.json")["spacing"])
+        done.append(CachedCase(case.id, place, spacing))
+        tick()
+    return tuple(done)
+
+
+def _key(case: Case, dataset: Dataset, preprocessor: Preprocessor) -> str:
+    """A hash of the case's files, their meaning, and what is done to them."""
+    files = [(sha256(c.path), c.index) for c in case.channels]
+    files += [(sha256(path), None) for path in (case.label, case.mask) if path is not None]
+    parts = [
+        _VERSION, files, list(dataset.labels.values), dataset.labels.ignore,
+        preprocessor.settings.model_dump(mode="json"), preprocessor.spacing,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _store(place: Path, prepared: Prepared) -> None:
+    """Write a case's arrays into a folder that appears under its name only when complete."""
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=place.parent))
+    try:
+        np.save(partial / "image.npy", prepared.image, allow_pickle=False)
+        if prepared.label is not None:
+            np.save(partial / "label.npy", prepared.label, allow_pickle=False)
+            np.save(partial / "voxels.npy", _voxels(prepared.label), allow_pickle=False)
+        write_json(partial / "case.json", {"spacing": prepared.spacing})
+        if not place.exists():  # another run may have been faster
+            partial.rename(place)
+    except OSError as error:
+        raise DataError(place, f"cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _voxels(label: Array) -> Array:
+    """Some voxels of each class, spread evenly, as (class, flat index)."""
+    flat = label.ravel()
+    found = []
+    for value in np.unique(flat):
+        if value not in (0, IGNORE_INDEX):
+            places = np.flatnonzero(flat == value)
+            places = places[:: -(-len(places) // _VOXELS_PER_CLASS)]
+            found.append(np.stack([np.full_like(places, value), places], axis=1))
+    return np.concatenate(found) if found else np.zeros((0, 2), dtype=np.int64)

@@ -1,0 +1,136 @@
+"""A run folder: what a training leaves behind, and where."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from medseg import __version__, plugins
+from medseg.config import Config, dump
+from medseg.errors import ConfigError, DataError
+from medseg.files import read_json, sha256, write_json, write_text
+from medseg.volumes.dataset import Dataset
+from medseg.volumes.split import SplitIds
+
+Record = dict[str, Any]
+
+
+class RunFolder:
+    """The files of one run. Creating it writes nothing.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.model = self.path / "model.safetensors"
+        self.last_model = self.path / "last.safetensors"
+        self.state = self.path / "last.pt"
+        self.log = self.path / "log.jsonl"
+        self.curves = self.path / "progress.png"
+        self.splits = self.path / "splits.json"
+        self.environment = self.path / "environment.json"
+        self.validation = self.path / "validation"
+        self.report = self.path / "report.html"
+        self.cache = self.path / "cache"
+
+    def start(self, config: Config, dataset: Dataset, ids: SplitIds) -> None:
+        """Write what is known before the first step.
+
+        Raises:
+            DataError: The folder already holds a run, or cannot be written.
+        """
+        if self.config.exists():
+            raise DataError(
+                self.path, "holds a run already; give --resume to go on with it, or another -o"
+            )
+        write_text(self.config, dump(config))
+        write_json(self.splits, {"train": ids.train, "validation": ids.validation})
+        write_json(self.environment, environment(config, dataset))
+
+    def reopen(self, config: Config) -> None:
+        """Check that a run to resume is this one, and cut what its log says after the last state.
+
+        Raises:
+            DataError: There is no run here.
+            ConfigError: It was started with another config.
+        """
+        if not self.config.exists():
+            raise DataError(self.path, "holds no run to resume; leave --resume out to start one")
+        here, there = dump(config).splitlines(), self.config.read_text().splitlines()
+        for new, old in zip(here, there, strict=False):
+            if new != old:
+                raise ConfigError(
+                    f"--resume: {self.config} was started with another config:\n"
+                    f"    there: {_bare(old)}\n    now:   {_bare(new)}\n"
+                    "resume with the same settings, or start anew with another -o"
+                )
+
+    def records(self) -> list[Record]:
+        """The log so far. A line that a crash cut short is left out."""
+        return list(_records(self.log))
+
+    def rewind(self, step: int) -> None:
+        """Drop what the log holds beyond a step."""
+        kept = [record for record in self.records() if record["step"] <= step]
+        write_text(self.log, "".join(json.dumps(record) + "\n" for record in kept))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second training out of the folder while this one runs.
+
+        Raises:
+            DataError: Another process holds it, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise DataError(self.path, f"cannot be written: {error.strerror or error}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise DataError(self.path, "another process is training here") from error
+            yield
+
+
+def environment(config: Config, dataset: Dataset) -> Record:
+    """Versions, the machine, the plugins and a hash of every input file."""
+    packages = ("torch", "monai", "numpy", "scipy", "nibabel", "pydantic", "safetensors")
+    return {
+        "medseg": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "plugins": plugins.provenance(config.plugins),
+        "inputs": {str(file): sha256(file) for case in dataset.cases for file in case.files},
+    }
+
+
+def splits_of(path: str | Path) -> SplitIds:
+    """The split that a run used."""
+    stored = read_json(RunFolder(path).splits)
+    return SplitIds(tuple(stored["train"]), tuple(stored["validation"]))
+
+
+def _records(path: Path) -> Iterator[Record]:
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return
+
+
+def _bare(line: str) -> str:
+    return line.split("  #")[0].strip()

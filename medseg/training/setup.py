@@ -1,0 +1,108 @@
+"""Everything that can be wrong is found here, before the first step and before a file is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from medseg import plugins
+from medseg.config.schema import Config
+from medseg.errors import ConfigError
+from medseg.networks.assembly import build_network
+from medseg.registry import LOSSES
+from medseg.training.losses import DeepSupervision
+from medseg.transforms.preprocess import Preprocessor, Spacing
+from medseg.volumes import cases
+from medseg.volumes.check import CheckReport, check_cases
+from medseg.volumes.dataset import Dataset
+from medseg.volumes.split import SplitIds, split
+
+
+_AXES = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """A run that is ready to start.
+
+    Args:
+        config: The run's configuration.
+        dataset: All cases found, those of the split only.
+        ids: Who trains and who validates.
+        report: What was found in each file.
+        spacing: Voxel size in mm to resample to; None: each volume's own.
+        network: Freshly initialised, on the CPU.
+        loss: Of all the network's outputs.
+    """
+
+    config: Config
+    dataset: Dataset
+    ids: SplitIds
+    report: CheckReport
+    spacing: Spacing | None
+    network: nn.Module
+    loss: nn.Module
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        """What happens to each case first."""
+        return Preprocessor(self.config.preprocess, self.spacing, self.config.plugins)
+
+
+def set_up(config: Config, tick: Callable[[], None] | None = None) -> Setup:
+    """Find and check the cases, build the network, and see that they fit together.
+
+    Args:
+        config: Of the run.
+        tick: Called after each checked case.
+
+    Raises:
+        ConfigError: The model or the patch does not fit.
+        DataErrors: All that is wrong with the data, file by file.
+        PluginError: A plugin cannot be loaded.
+    """
+    plugins.load(config.plugins)
+    config = config.model_copy(update={"data": cases.resolve(config.data)})
+    dataset = cases.find(config.data)
+    ids = split(dataset, config.data.split, config.seed)
+    dataset = dataset.only((*ids.train, *ids.validation))
+    classes = len(dataset.labels.values) + 1
+    network = build_network(config.model, len(dataset.channels), classes, config.seed)
+    check_patch(config, network.divisor)
+    loss = DeepSupervision(LOSSES.build(config.loss.spec(), classes=classes))
+    report = check_cases(dataset, need_labels=True, train=ids.train, progress=tick)
+    report.raise_problems()
+    return Setup(config, dataset, ids, report, _spacing(config, report, ids), network, loss)
+
+
+def check_patch(config: Config, divisor: tuple[int, int, int]) -> None:
+    """Refuse a patch or window that the network's strides do not divide.
+
+    Raises:
+        ConfigError: Names the nearest sizes that fit.
+    """
+    for key, patch in (("train.patch", config.train.patch), ("inference.patch", config.inference.patch)):
+        if patch is not None and any(p % d for p, d in zip(patch, divisor, strict=True)):
+            fitting = [max(d, round(p / d) * d) for p, d in zip(patch, divisor, strict=True)]
+            raise ConfigError(
+                f"{key} {list(patch)} must be divisible by {list(divisor)}, the network's strides; "
+                f"try {fitting}",
+                tuple(key.split(".")),
+            )
+
+
+def _spacing(config: Config, report: CheckReport, ids: SplitIds) -> Spacing | None:
+    wanted = config.preprocess.spacing
+    if wanted != "median":
+        return wanted
+    found = []
+    for case in report.cases:
+        if case.id in ids.train and case.spacing is not None:
+            wanted_axes = config.preprocess.orientation or case.orientation
+            along = {_AXES[code]: mm for code, mm in zip(case.orientation, case.spacing, strict=True)}
+            found.append([along[_AXES[code]] for code in wanted_axes])
+    i, j, k = np.median(found, axis=0).tolist()
+    return i, j, k

@@ -1,0 +1,118 @@
+"""All that a training needs to go on where it was: kept twice, so that one is always whole."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medseg.config.schema import Train
+from medseg.errors import DataError
+from medseg.files import atomic
+
+
+class State:
+    """The network, its average, the optimiser and the counters of a run.
+
+    Every random draw is a function of the seed and the step (see `sampling`), so that the step
+    is all there is to restore of them.
+
+    Args:
+        network: To be trained, on its device.
+        settings: The `train` section.
+    """
+
+    def __init__(self, network: nn.Module, settings: Train) -> None:
+        self.network = network
+        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self.optimiser = _optimiser(network, settings)
+        device = next(network.parameters()).device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self.decay = settings.ema
+        self.step = 0
+        self.seconds = 0.0
+        self.best = -1.0
+        self.waited = 0
+
+    def update_average(self) -> None:
+        """Move the averaged weights towards the present ones; slowly only once there is a past.
+
+        Exponential moving average (Polyak and Juditsky 1992, doi:10.1137/0330046).
+        """
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            mine, new = list(self.average.parameters()), list(self.network.parameters())
+            torch._foreach_lerp_(mine, new, 1 - decay)
+            for old, buffer in zip(self.average.buffers(), self.network.buffers(), strict=True):
+                old.copy_(buffer)
+
+    def save(self, path: Path) -> None:
+        """Write the state to `path`; the one that was there becomes `previous`."""
+        with atomic(path) as temporary:
+            torch.save(self._values(), temporary)
+            if path.exists():
+                path.replace(_previous(path))
+
+    def restore(self, path: Path) -> None:
+        """Take up the state of `path`, or the one before it.
+
+        Raises:
+            DataError: Neither can be read, or they are of another network.
+        """
+        reasons = []
+        for file in (path, _previous(path)):
+            try:
+                values = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:  # noqa: BLE001  (torch raises many kinds)
+                reasons.append(f"{file.name}: {str(error).splitlines()[0]}")
+                continue
+            self._take(file, values)
+            return
+        raise DataError(path, "no state to resume from (" + "; ".join(reasons) + ")")
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "waited": self.waited,
+        }
+
+    def _take(self, file: Path, values: dict[str, Any]) -> None:
+        try:
+            self.network.load_state_dict(values["network"])
+            self.average.load_state_dict(values["average"])
+            self.optimiser.load_state_dict(values["optimiser"])
+            self.scaler.load_state_dict(values["scaler"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise DataError(file, f"belongs to another run: {error}") from error
+        self.step, self.seconds = values["step"], values["seconds"]
+        self.best, self.waited = values["best"], values["waited"]
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f"previous{path.suffix}")
+
+
+def _optimiser(network: nn.Module, settings: Train) -> torch.optim.Optimizer:
+    if settings.optimiser == "sgd":
+        return torch.optim.SGD(
+            network.parameters(),
+            settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.momentum > 0,
+            weight_decay=settings.weight_decay,
+        )
+    return torch.optim.AdamW(
+        network.parameters(),
+        settings.lr,
+        betas=(settings.momentum, 0.99),
+        weight_decay=settings.weight_decay,
+    )

@@ -1,0 +1,194 @@
+"""From a case as stored to what a network sees, and a prediction's way back.
+
+The steps are: orient the axes, crop, resample, normalise. All but the last are recorded in a
+`Route`, whose `back` takes class probabilities to the input's grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from medseg import plugins
+from medseg.config.schema import ComponentSpec, Preprocess
+from medseg.registry import TRANSFORMS
+from medseg.volumes.geometry import Reorient
+from medseg.volumes.image import Affine, Array
+from medseg.volumes.load import LoadedCase
+
+Shape = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+Box = tuple[slice, slice, slice]
+Sample = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a volume came to the network's grid.
+
+    Args:
+        shape: The input's voxels (I, J, K).
+        reorient: The exchange and mirroring of axes.
+        box: The part that was kept, in the oriented grid.
+        resampled: Voxels of the network's grid.
+    """
+
+    shape: Shape
+    reorient: Reorient
+    box: Box
+    resampled: Shape
+
+    def back(self, probabilities: Array) -> Array:
+        """Take (C, I, J, K) class probabilities to the input's grid, linearly interpolated.
+
+        Outside the cropped box the background (class 0) is certain. Probabilities rather than
+        labels are resampled: a label's edge then falls where the classes are equally likely.
+        """
+        cropped = tuple(s.stop - s.start for s in self.box)
+        inner = resample(probabilities, cropped, order=1)
+        oriented = self.reorient.shape(self.shape)
+        if cropped != oriented:
+            whole = np.zeros((len(inner), *oriented), dtype=inner.dtype)
+            whole[0] = 1
+            whole[(slice(None), *self.box)] = inner
+            inner = whole
+        return self.reorient.undo(inner)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A case on the network's grid.
+
+    Args:
+        image: (C, I, J, K) float32.
+        label: (I, J, K) uint8 class indices, if the case has a label.
+        spacing: Voxel size in mm.
+        route: The way back.
+    """
+
+    image: Array
+    label: Array | None
+    spacing: Spacing
+    route: Route
+
+
+class Preprocessor:
+    """`preprocess` of a config, ready to apply.
+
+    Args:
+        settings: The section.
+        spacing: Voxel size in mm to resample to, if the settings ask for any ("median" resolved).
+        references: Plugins that the intensity transforms may come from.
+    """
+
+    def __init__(
+        self, settings: Preprocess, spacing: Spacing | None, references: Sequence[str] = ()
+    ) -> None:
+        plugins.load(references)
+        self.settings, self.spacing = settings, spacing
+        self._normalise = [_build(spec) for spec in settings.normalise]
+
+    def __call__(self, case: LoadedCase) -> Prepared:
+        """Prepare one case."""
+        affine, shape = case.reference.affine, case.reference.shape
+        reorient = Reorient.to(affine, self.settings.orientation)
+        image, label, mask = (
+            None if a is None else reorient.apply(a) for a in (case.image, case.label, case.mask)
+        )
+        assert image is not None
+        box = _box(image, mask) if self.settings.crop == "foreground" else _everything(image)
+        image = image[(slice(None), *box)]
+        label, mask = (None if a is None else a[box] for a in (label, mask))
+        stored = _spacing(reorient.affine(affine, shape))
+        target = self._shape(image.shape[1:], stored)
+        data = {"image": resample(image, target, order=1)}
+        if mask is not None:
+            data["mask"] = resample(mask[None].astype(np.float32), target, order=1)[0] > 0.5
+        for transform in self._normalise:
+            data = transform(data)
+        return Prepared(
+            image=np.ascontiguousarray(data["image"], dtype=np.float32),
+            label=None if label is None else resample_label(label, target),
+            spacing=stored if self.spacing is None else self.spacing,
+            route=Route(shape, reorient, box, target),
+        )
+
+    def _shape(self, shape: Sequence[int], stored: Spacing) -> Shape:
+        if self.spacing is None:
+            return _triple(shape)
+        return _triple(
+            max(1, round(n * old / new))
+            for n, old, new in zip(shape, stored, self.spacing, strict=True)
+        )
+
+
+def resample(volume: Array, shape: Sequence[int], *, order: int) -> Array:
+    """Resample (C, I, J, K) to (C, *shape) over the same extent, voxel edges aligned.
+
+    Args:
+        volume: Channels of one grid.
+        shape: Voxels of the new grid.
+        order: Of the spline: 0 nearest, 1 linear, 3 cubic.
+    """
+    if volume.shape[1:] == tuple(shape):
+        return volume
+    zoom = [new / old for new, old in zip(shape, volume.shape[1:], strict=True)]
+    out = np.empty((len(volume), *shape), dtype=volume.dtype)
+    for channel, target in zip(volume, out, strict=True):
+        source = _smooth(channel, zoom) if order else channel
+        ndimage.zoom(source, zoom, target, order, mode="nearest", grid_mode=True, prefilter=order > 1)
+    return out
+
+
+def resample_label(label: Array, shape: Sequence[int]) -> Array:
+    """Resample class indices: each class linearly, then the most likely one."""
+    if label.shape == tuple(shape):
+        return label.astype(np.uint8)
+    best = np.zeros(tuple(shape), dtype=np.float32)
+    out = np.zeros(tuple(shape), dtype=np.uint8)
+    for value in np.unique(label):
+        share = resample((label == value)[None].astype(np.float32), shape, order=1)[0]
+        out[share > best] = value
+        np.maximum(best, share, out=best)
+    return out
+
+
+def _smooth(channel: Array, zoom: Sequence[float]) -> Array:
+    """Low-pass before shrinking, so that thin structures fade rather than alias."""
+    sigma = [max(0.0, (1 / z - 1) / 2) for z in zoom]
+    return ndimage.gaussian_filter(channel, sigma) if max(sigma) > 0.25 else channel  # type: ignore[no-any-return]
+
+
+def _box(image: Array, mask: Array | None) -> Box:
+    """The bounding box of the mask, or of what differs from the volume's corner value."""
+    if mask is not None:
+        inside = mask
+    else:
+        inside = (image != image[:, :1, :1, :1]).any(axis=0)
+    if not inside.any():
+        return _everything(image)
+    edges = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    i, j, k = (slice(int(edge[0]), int(edge[-1]) + 1) for edge in edges)
+    return i, j, k
+
+
+def _everything(image: Array) -> Box:
+    i, j, k = (slice(0, n) for n in image.shape[1:])
+    return i, j, k
+
+
+def _spacing(affine: Affine) -> Spacing:
+    i, j, k = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)).tolist()
+    return i, j, k
+
+
+def _triple(values: Iterable[int]) -> Shape:
+    i, j, k = values
+    return i, j, k
+
+
+def _build(spec: ComponentSpec) -> Callable[[Sample], Sample]:
+    return TRANSFORMS.build(spec.spec())  # type: ignore[no-any-return]

@@ -1,0 +1,153 @@
+"""Check every case of a dataset before anything is trained, and say all that is wrong at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from medseg.errors import DataError, DataErrors, raise_all
+from medseg.volumes.dataset import IGNORE_INDEX, Case, Dataset, Indices
+from medseg.volumes.geometry import orientation
+from medseg.volumes.load import LoadedCase, load_case
+
+Spacing = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """What a case was found to be.
+
+    Args:
+        id: The case.
+        shape: Voxels (I, J, K); None where the case could not be read.
+        spacing: Voxel size in mm along (i, j, k).
+        orientation: Where the voxel axes point, e.g. "RAS".
+        voxels: Label value: number of voxels; 0 is background; only values that occur.
+        notes: What is odd but accepted.
+        problems: What must be mended.
+    """
+
+    id: str
+    shape: tuple[int, int, int] | None = None
+    spacing: Spacing | None = None
+    orientation: str = ""
+    voxels: dict[int, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    problems: tuple[DataError, ...] = ()
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What all cases were found to be.
+
+    Args:
+        cases: One report each, in the dataset's order.
+        problems: What is wrong with the set as a whole.
+    """
+
+    cases: tuple[CaseReport, ...]
+    problems: tuple[DataError, ...] = ()
+
+    def raise_problems(self) -> None:
+        """Raise everything that is wrong.
+
+        Raises:
+            DataError: One thing is; DataErrors: several are.
+        """
+        raise_all([*(p for case in self.cases for p in case.problems), *self.problems])
+
+
+def check_cases(
+    dataset: Dataset,
+    *,
+    need_labels: bool,
+    progress: Callable[[], None] | None = None,
+    train: Collection[str] | None = None,
+    threads: int = 2,
+) -> CheckReport:
+    """Read every file of every case once, and collect what is wrong.
+
+    Args:
+        dataset: The cases.
+        need_labels: Whether a case without a label, or a class that never occurs, is a problem.
+        progress: Called after each case.
+        train: Ids in which every class must occur; None: all.
+        threads: Cases read at the same time; decompression runs beside Python.
+    """
+
+    def check(case: Case) -> CaseReport:
+        return _check(case, dataset, need_labels)
+
+    reports = []
+    with ThreadPoolExecutor(threads) as pool:
+        for report in pool.map(check, dataset.cases):
+            reports.append(report)
+            if progress is not None:
+                progress()
+    problems = _absent(dataset, reports, train) if need_labels else []
+    return CheckReport(tuple(reports), tuple(problems))
+
+
+def _check(case: Case, dataset: Dataset, need_labels: bool) -> CaseReport:
+    problems: list[DataError] = []
+    if need_labels and case.label is None:
+        reason = f"case {case.id!r} has no label: set data.label to where the labels are"
+        problems.append(DataError(case.channels[0].path, reason))
+    try:
+        loaded = load_case(case, dataset)
+    except DataError as error:
+        return CaseReport(case.id, problems=(*problems, error))
+    except DataErrors as errors:
+        return CaseReport(case.id, problems=(*problems, *errors.errors))
+    voxels: dict[int, int] = {}
+    if loaded.label is not None and case.label is not None:
+        voxels = _count(loaded.label, dataset)
+        if len(voxels) == 1 and 0 not in voxels:
+            (value,) = voxels
+            reason = f"every voxel has label {value}: no background is left; mend the label"
+            problems.append(DataError(case.label, reason))
+    return CaseReport(
+        case.id,
+        loaded.reference.shape,
+        loaded.reference.spacing,
+        orientation(loaded.reference.affine),
+        voxels,
+        (*loaded.notes, *_outside(case, loaded)),
+        tuple(problems),
+    )
+
+
+def _count(label: Indices, dataset: Dataset) -> dict[int, int]:
+    counts = np.bincount(label.ravel(), minlength=IGNORE_INDEX + 1)
+    present = np.flatnonzero(counts)
+    values = dataset.labels.to_values(present)
+    return {int(v): int(counts[index]) for v, index in zip(values, present, strict=True)}
+
+
+def _outside(case: Case, loaded: LoadedCase) -> tuple[str, ...]:
+    if loaded.label is None or loaded.mask is None:
+        return ()
+    outside = int(np.count_nonzero((loaded.label > 0) & ~loaded.mask))
+    return (f"{case.label}: {outside} labelled voxels lie outside {case.mask}",) if outside else ()
+
+
+def _absent(
+    dataset: Dataset, reports: list[CaseReport], train: Collection[str] | None
+) -> list[DataError]:
+    """Classes of which no training case has a voxel; unknown while some cannot be read."""
+    training = [report for report in reports if train is None or report.id in train]
+    if any(not report.voxels for report in training):
+        return []
+    present = {value for report in training for value in report.voxels}
+    return [
+        DataError(
+            dataset.source,
+            f"class {name!r} (label {', '.join(map(str, values))}) occurs in none of the "
+            f"{len(training)} training cases: correct data.classes or the split",
+        )
+        for name, values in dataset.labels.classes.items()
+        if not present & set(values)
+    ]

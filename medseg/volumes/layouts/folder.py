@@ -1,0 +1,117 @@
+"""Layout folder: one file pattern per channel, e.g. `images/{id}.nii.gz` or `{id}/flair.nii.gz`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from medseg.config.schema import Data
+from medseg.errors import DataError
+from medseg.volumes.dataset import Case, Channel
+from medseg.volumes.layouts import files
+
+ID = "{id}"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A file name relative to a folder, with {id} in one part of it (or again, the same, later)."""
+
+    text: str
+
+    def path(self, folder: Path, name: str) -> Path:
+        """The file of one case."""
+        return folder / self.text.replace(ID, name)
+
+    def matches(self, folder: Path) -> dict[str, Path]:
+        """Ids and files that exist. Hidden files are passed over."""
+        parts = PurePosixPath(self.text).parts
+        level = next(n for n, part in enumerate(parts) if ID in part)
+        base = folder.joinpath(*parts[:level])
+        regex = _regex(parts[level])
+        names = [path.name for path in base.iterdir()] if base.is_dir() else []
+        hits = [regex.fullmatch(name) for name in names if not name.startswith(".")]
+        files_by_id = {hit["id"]: self.path(folder, hit["id"]) for hit in hits if hit}
+        return {name: path for name, path in files_by_id.items() if path.is_file()}
+
+    def name_of(self, path: Path) -> str | None:
+        """The id for which the pattern ends a path, if any."""
+        depth = len(PurePosixPath(self.text).parts)
+        hit = _regex(self.text).fullmatch("/".join(path.parts[-depth:]))
+        return hit["id"] if hit else None
+
+
+def find(data: Data) -> list[Case]:
+    """Cases with an image or a label.
+
+    Raises:
+        DataError: The folder is missing or no file fits the patterns.
+    """
+    folder = Path(data.path)
+    if not folder.is_dir():
+        raise DataError(folder, "no such folder; set data.path")
+    channels = [Pattern(text) for text in (data.channels or {}).values()]
+    label = Pattern(data.label) if data.label else None
+    mask = Pattern(data.mask) if data.mask else None
+    names = _ids(folder, channels + [label] * (label is not None), [mask] * (mask is not None))
+    if not names:
+        texts = ", ".join(pattern.text for pattern in channels)
+        hint = f"{files.found(folder)}{files.fitting(folder)}"
+        raise DataError(folder, f"no file fits {texts}: {hint}")
+    return [_case(folder, name, channels, label, mask) for name in sorted(names)]
+
+
+def inputs(folder: Path, data: Data) -> list[Case]:
+    """Cases with a channel file, by the patterns or by their last parts directly in the folder."""
+    channels = [Pattern(text) for text in (data.channels or {}).values()]
+    mask = Pattern(data.mask) if data.mask else None
+    others = [Pattern(text) for text in (data.label, data.mask) if text]
+    names = _ids(folder, channels, others)
+    if not names:
+        channels, others = _flat(channels), _flat(others)
+        mask = None if mask is None else next(iter(_flat([mask])), None)
+        if mask in channels:  # told apart by folders only, of which there is none here
+            mask = None
+        names = _ids(folder, channels, [other for other in others if other not in channels])
+    return [_case(folder, name, channels, None, mask) for name in sorted(names)]
+
+
+def _ids(folder: Path, wanted: list[Pattern], others: list[Pattern]) -> set[str]:
+    """Ids of files that fit a wanted pattern and no pattern better.
+
+    `{id}.nii.gz` fits a_flair.nii.gz too, but where `{id}_flair.nii.gz` is a pattern as well, the
+    shorter id is meant.
+    """
+    matches = {pattern: pattern.matches(folder) for pattern in (*wanted, *others)}
+    shortest: dict[Path, int] = {}
+    for found in matches.values():
+        for name, path in found.items():
+            shortest[path] = min(len(name), shortest.get(path, len(name)))
+    return {
+        name
+        for pattern in wanted
+        for name, path in matches[pattern].items()
+        if len(name) == shortest[path]
+    }
+
+
+def _case(
+    folder: Path, name: str, channels: list[Pattern], label: Pattern | None, mask: Pattern | None
+) -> Case:
+    return Case(
+        name,
+        tuple(Channel(pattern.path(folder, name)) for pattern in channels),
+        label.path(folder, name) if label else None,
+        mask.path(folder, name) if mask else None,
+    )
+
+
+def _flat(patterns: list[Pattern]) -> list[Pattern]:
+    last = [PurePosixPath(pattern.text).name for pattern in patterns]
+    return [Pattern(text) for text in last if ID in text]
+
+
+def _regex(text: str) -> re.Pattern[str]:
+    first, *rest = (re.escape(piece) for piece in text.split(ID))
+    return re.compile(first + "(?P<id>[^/]+?)" + "(?P=id)".join(rest))

@@ -1,0 +1,117 @@
+"""Layout csv: a table with a row per case: id, one column per channel, label, mask."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.config.schema import Data
+from medseg.errors import DataError, raise_all
+from medseg.volumes.dataset import Case, Channel
+
+ID_COLUMNS = ("id", "case")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: where it stands, and its cells by column."""
+
+    line: int
+    cells: dict[str, str]
+
+
+def find(data: Data) -> list[Case]:
+    """The cases of a table. Paths are relative to its folder.
+
+    Raises:
+        DataError: The table is missing; DataErrors: columns are, cells are empty, ids come twice.
+    """
+    table = Path(data.path)
+    columns, rows = read(table)
+    label = data.label or ("label" if "label" in columns else None)
+    return _cases(table, columns, rows, list((data.channels or {}).values()), label, data.mask)
+
+
+def inputs(table: Path, data: Data) -> list[Case]:
+    """The cases of a table to predict: its columns are those of the config, or the channels' names.
+
+    Raises:
+        DataError: As for `find`.
+    """
+    columns, rows = read(table)
+    names = data.channels or {}
+    wanted = list(names.values()) if data.layout == "csv" else list(names)
+    mask = data.mask if data.layout == "csv" else ("mask" if data.mask else None)
+    return _cases(table, columns, rows, wanted, None, mask)
+
+
+def read(table: Path) -> tuple[list[str], list[Row]]:
+    """Read a table separated by commas, semicolons or tabs.
+
+    Raises:
+        DataError: It is missing, not text, or a row has too many or too few cells.
+    """
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(table, f"cannot be read as a table: {error}; set data.path") from error
+    header = text.partition("\n")[0]
+    lines = csv.reader(text.splitlines(), delimiter=max(",;\t", key=header.count))
+    columns = [cell.strip() for cell in next(lines, [])]
+    errors, rows = [], []
+    for cells in lines:
+        if len(cells) not in (0, len(columns)):
+            reason = f"{len(cells)} cells under {len(columns)} columns"
+            errors.append(DataError(f"{table}:{lines.line_num}", reason))
+        elif any(cell.strip() for cell in cells):
+            stripped = (cell.strip() for cell in cells)
+            rows.append(Row(lines.line_num, dict(zip(columns, stripped, strict=True))))
+    raise_all(errors)
+    return columns, rows
+
+
+def _cases(
+    table: Path,
+    columns: list[str],
+    rows: list[Row],
+    channels: list[str],
+    label: str | None,
+    mask: str | None,
+) -> list[Case]:
+    id_column = next((name for name in ID_COLUMNS if name in columns), ID_COLUMNS[0])
+    needed = [id_column, *channels, *(name for name in (label, mask) if name)]
+    missing = ", ".join(repr(name) for name in needed if name not in columns)
+    if missing:
+        has = ", ".join(columns) or "none"
+        raise DataError(f"{table}:1", f"no column {missing}; the columns are {has}")
+    raise_all(_mistakes(table, rows, needed))
+    folder = table.parent
+    return [
+        Case(
+            row.cells[id_column],
+            tuple(Channel(folder / row.cells[name]) for name in channels),
+            folder / row.cells[label] if label else None,
+            folder / row.cells[mask] if mask else None,
+        )
+        for row in rows
+    ]
+
+
+def _mistakes(table: Path, rows: list[Row], needed: list[str]) -> list[DataError]:
+    errors = []
+    seen: dict[str, int] = {}
+    for row in rows:
+        place = f"{table}:{row.line}"
+        empty = ", ".join(name for name in needed if not row.cells[name])
+        if empty:
+            errors.append(
+                DataError(place, f"empty cell in column {empty}: fill it or drop the row")
+            )
+        name = row.cells[needed[0]]
+        if name and name in seen:
+            errors.append(
+                DataError(place, f"id {name!r} is already in line {seen[name]}: rename one")
+            )
+        seen.setdefault(name, row.line)
+    return errors
