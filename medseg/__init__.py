@@ -1,3 +1,73 @@
-"""medseg: 3D medical lesion segmentation."""
+"""medseg: 3D medical lesion segmentation. Names below are imported when they are first used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from medseg.api import evaluate, predict, train
+    from medseg.config.load import load as load_config
+    from medseg.config.schema import Config
+    from medseg.errors import ConfigError, DataError, MedsegError, PluginError
+    from medseg.inference.predictor import Predictor
+    from medseg.plugins import load as load_plugins
+    from medseg.registry import DECODERS, ENCODERS, LOSSES, NETWORKS, POSTPROCESSORS, TRANSFORMS
+    from medseg.volumes.dataset import Case
+    from medseg.volumes.image import Image
+
+_HOMES = {
+    "Case": "medseg.volumes.dataset",
+    "Config": "medseg.config.schema",
+    "ConfigError": "medseg.errors",
+    "DECODERS": "medseg.registry",
+    "DataError": "medseg.errors",
+    "ENCODERS": "medseg.registry",
+    "Image": "medseg.volumes.image",
+    "LOSSES": "medseg.registry",
+    "MedsegError": "medseg.errors",
+    "NETWORKS": "medseg.registry",
+    "POSTPROCESSORS": "medseg.registry",
+    "PluginError": "medseg.errors",
+    "Predictor": "medseg.inference.predictor",
+    "TRANSFORMS": "medseg.registry",
+    "evaluate": "medseg.api",
+    "load_config": "medseg.config.load",
+    "load_plugins": "medseg.plugins",
+    "predict": "medseg.api",
+    "train": "medseg.api",
+}
+
+__all__ = [
+    "DECODERS",
+    "ENCODERS",
+    "LOSSES",
+    "NETWORKS",
+    "POSTPROCESSORS",
+    "TRANSFORMS",
+    "Case",
+    "Config",
+    "ConfigError",
+    "DataError",
+    "Image",
+    "MedsegError",
+    "PluginError",
+    "Predictor",
+    "__version__",
+    "evaluate",
+    "load_config",
+    "load_plugins",
+    "predict",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'medseg' has no attribute {name!r}")
+    inside = "load" if name.startswith("load_") else name
+    return getattr(import_module(_HOMES[name]), inside)
+
+
+def __dir__() -> list[str]:
+    return __all__

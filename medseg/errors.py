@@ -1,4 +1,4 @@
-"""What medseg raises towards its users. Every message says what, got, remedy; data errors name the file."""
+"""What medseg raises towards its users: what is wrong, what was got, what to do; and the file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class DataError(MedsegError):
         return DataError, (self.source, self.reason)
 
 
-class DataErrors(MedsegError):
+class DataErrors(MedsegError):  # noqa: N818  (a plural)
     """Several data errors at once. The text lists them, one per line.
 
     Args:

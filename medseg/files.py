@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from medseg.errors import DataError
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; on leaving, flush it to disk and rename it to `path`.
+    """Give a temporary path in the same folder; on leaving, flush it to disk and rename it.
 
     Whatever goes wrong in between, `path` keeps what it held before, and the temporary file goes.
     The temporary name ends like `path`, because writers choose the format by the ending.
@@ -91,7 +92,7 @@ def _finite(value: Any) -> Any:
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    if isinstance(value, float) and not (value - value == 0):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 

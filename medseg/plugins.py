@@ -41,9 +41,7 @@ def declared(references: Iterable[str] = ()) -> tuple[dict[tuple[str, str], Decl
 
     The second value says whether that is all of it: False if some source cannot be read so.
     """
-    places = [module_file(point.value) for point in _points()]
-    for reference in references:
-        places.append(Path(reference) if is_path(reference) else module_file(reference))
+    places = [module_file(point.value) for point in _points()] + [_place(r) for r in references]
     found = [item for place in places if place is not None for item in scan(place)]
     complete = all(place is not None and is_readable(place) for place in places)
     return {(item.kind, item.name): item for item in found}, complete
@@ -69,15 +67,17 @@ def problem(reference: str) -> str | None:
 def provenance(references: Iterable[str] = ()) -> list[dict[str, str]]:
     """Each plugin's reference, file and sha256, as a run records it."""
     places = [(f"{p.name} = {p.value}", module_file(p.value)) for p in _points()]
-    for reference in references:
-        place = Path(reference) if is_path(reference) else module_file(reference)
-        places.append((reference, place))
+    places += [(reference, _place(reference)) for reference in references]
     return [
         {"plugin": reference, "file": str(file), "sha256": sha256(file)}
         for reference, place in places
         if place is not None
         for file in (sorted(place.rglob("*.py")) if place.is_dir() else [place])
     ]
+
+
+def _place(reference: str) -> Path | None:
+    return Path(reference) if is_path(reference) else module_file(reference)
 
 
 def _points() -> list[EntryPoint]:

@@ -48,7 +48,7 @@ class Registry:
             for parameter in inspect.signature(component).parameters.values():
                 if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                     raise PluginError(
-                        f"{self.kind} {name!r} in {here} takes {parameter}: name its options instead"
+                        f"{self.kind} {name!r} in {here} takes {parameter}: name its options"
                     )
             self._components[name] = component
             return component

@@ -148,12 +148,10 @@ def _parameter(
             value = ast.literal_eval(default)
         except ValueError:
             value = _Source(ast.unparse(default))
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind
-    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind)
 
 
-def _type(node: ast.expr, file: Path) -> Any:
+def _type(node: ast.expr, file: Path) -> Any:  # noqa: PLR0911
     """Turn an annotation's syntax into the type it names. Nothing is evaluated."""
     match node:
         case ast.Constant(value=None):
@@ -182,7 +180,7 @@ def _literals(node: ast.expr) -> Any:
 
 
 def _alias(name: str, file: Path) -> Any:
-    """Follow a module-level alias such as `Norm = Literal[...]`, here or where it is imported from."""
+    """Follow a module-level alias such as `Norm = Literal[...]`, also to where it comes from."""
     for node in _tree(file).body:
         match node:
             case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:

@@ -19,7 +19,7 @@ Labels = Annotated[int, Field(ge=1, le=65535)]
 
 
 class FilePath:
-    """Marks a string as a path: it is taken relative to the file (or command line) that names it."""
+    """Marks a string as a path, relative to the file (or for overrides the folder) it is from."""
 
 
 PathString = Annotated[str, FilePath()]
@@ -100,7 +100,7 @@ class Data(Section):
     ignore_label: Labels | None = Field(
         None, description="label value that neither trains nor scores"
     )
-    split: Split = Field(Split(), description="which cases train and which validate")  # type: ignore[call-arg]
+    split: Split = Field(Split(), description="which cases train and which validate")
 
     @model_validator(mode="after")
     def _patterns(self) -> Data:
@@ -300,15 +300,15 @@ class Config(Section):
         (), description="plugin files, folders or modules, relative to this file"
     )
     data: Data = Field(description="the volumes and their labels")
-    preprocess: Preprocess = Field(Preprocess(), description="before the network, undone after it")  # type: ignore[call-arg]
+    preprocess: Preprocess = Field(Preprocess(), description="before the network, undone after it")
     model: Model = Field(description="the network")
     loss: Annotated[Component, Kind("loss")] = Field(
         ComponentSpec(name="dice_ce"), description="the loss by name, with its options"
     )
-    augment: Augment = Field(Augment(), description="random changes of training batches")  # type: ignore[call-arg]
+    augment: Augment = Field(Augment(), description="random changes of training batches")
     train: Train = Field(description="patches, optimiser, schedule")
-    inference: Inference = Field(Inference(), description="prediction of whole volumes")  # type: ignore[call-arg]
+    inference: Inference = Field(Inference(), description="prediction of whole volumes")
     postprocess: tuple[Annotated[Component, Kind("postprocessor")], ...] = Field(
         (), description="what happens to a prediction, in order"
     )
-    evaluation: Evaluation = Field(Evaluation(), description="what is measured")  # type: ignore[call-arg]
+    evaluation: Evaluation = Field(Evaluation(), description="what is measured")

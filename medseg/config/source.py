@@ -101,7 +101,9 @@ def parse(text: str, file: str) -> Source:
         line, column = (mark.line, mark.column) if mark else (0, 0)
         what = error.problem or error.context or "unreadable"
         shown = lines[line] if line < len(lines) else ""
-        message = str(Problem(Place(file, line + 1, column + 1, shown), "", f"not valid YAML: {what}"))
+        message = str(
+            Problem(Place(file, line + 1, column + 1, shown), "", f"not valid YAML: {what}")
+        )
         raise ConfigError(message) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not valid YAML: {error}") from error
@@ -117,7 +119,7 @@ def parse(text: str, file: str) -> Source:
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=mark)
         return super().compose_node(parent, index)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +13,72 @@ from medseg.errors import DataError, raise_all
 from medseg.evaluation import report, scores
 from medseg.evaluation.overlay import CaseView
 from medseg.volumes import nifti
-from medseg.volumes.dataset import Case, Labels
+from medseg.volumes.dataset import Case, Dataset
 from medseg.volumes.geometry import same_grid
 from medseg.volumes.image import Image
 
 
-def evaluate(
-    predictions: Path,
-    cases: Sequence[Case],
-    labels: Labels,
-    settings: Evaluation,
-    output: Path,
-    tick: Tick,
-    *,
-    title: str = "Evaluation",
-    log: Sequence[Mapping[str, Any]] = (),
-    facts: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Job:
+    """What to score and how.
+
+    Args:
+        dataset: The cases; each needs a label.
+        settings: What to measure.
+        title: Heading of the report.
+        log: Records of the training, for the report's curves.
+        facts: What else the report should tell; name to value.
+    """
+
+    dataset: Dataset
+    settings: Evaluation
+    title: str = "Evaluation"
+    log: Sequence[Mapping[str, Any]] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str, Any]:
     """Score masks and write `scores.csv`, `summary.json` and `report.html`.
 
     Args:
         predictions: Folder of masks, `ID.nii.gz` or `ID.nii`, of label values.
-        cases: What to score; each needs a label.
-        labels: What the values mean.
-        settings: What to measure.
+        job: What to score.
         output: Folder for the results.
         tick: Called after each case.
-        title: Heading of the report.
-        log: Records of the training, for its curves.
-        facts: What else the report should tell.
 
     Returns:
         The summary.
 
     Raises:
-        DataErrors: Masks are missing or on another grid than the truth.
+        DataErrors: Masks are missing, or on another grid than the truth.
     """
-    files = _masks(predictions, cases)
+    cases = {case.id: case for case in job.dataset.cases}
+    files = _masks(predictions, job.dataset.cases)
     scored = []
-    for case in cases:
-        prediction, truth = _pair(files[case.id], case)
-        scored.append(
-            scores.score_case(
-                case.id, prediction.data, truth.data, truth.spacing, labels.classes, settings,
-                labels.ignore,
-            )
-        )  # fmt: skip
+    for case in job.dataset.cases:
+        scored.append(_score(files[case.id], case, job))
         tick(f"{case.id}  Dice {scored[-1].dice:.3f}")
-    summary = scores.write(output, scored, settings)
-    by_id = {case.id: case for case in cases}
-
-    def view(case_id: str) -> CaseView:
-        return _view(files[case_id], by_id[case_id])
-
-    told = report.Report(title, scored, settings, log, facts or {})
-    report.write(output / "report.html", told, view)
+    summary = scores.write(output, scored, job.settings)
+    report.write(
+        output / "report.html",
+        report.Report(job.title, scored, job.settings, job.log, job.facts),
+        lambda case_id: _view(files[case_id], cases[case_id]),
+    )
     return summary
+
+
+def _score(mask: Path, case: Case, job: Job) -> scores.CaseScores:
+    prediction, truth = _pair(mask, case)
+    labels = job.dataset.labels
+    return scores.score_case(
+        case.id,
+        prediction.data,
+        truth.data,
+        truth.spacing,
+        labels.classes,
+        job.settings,
+        labels.ignore,
+    )
 
 
 def _masks(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
@@ -103,10 +114,7 @@ def _pair(mask: Path, case: Case) -> tuple[Image, Image]:
 
 def _view(mask: Path, case: Case) -> CaseView:
     prediction, truth = _pair(mask, case)
-    channel = case.channels[0] if case.channels else None
-    if channel is None:
-        background = truth.data.astype("float32")
-    else:
-        stack = nifti.read(channel.path, volumes=channel.index is not None).data
-        background = stack if channel.index is None else stack[channel.index]
+    channel = case.channels[0]
+    stack = nifti.read(channel.path, volumes=channel.index is not None).data
+    background = stack if channel.index is None else stack[channel.index]
     return CaseView(case.id, background, prediction.data, truth.data, truth.affine)

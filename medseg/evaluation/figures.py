@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from math import isfinite
@@ -41,7 +42,7 @@ def box_plots(cases: Sequence[CaseScores]) -> str:
         values = [[row[key] for row in rows[n] if isfinite(row.get(key, np.inf))] for n in names]
         _boxes(axes, values, crowded=len(cases) * len(names) > MOST_POINTS)
         axes.set_title(BOXES[key])
-        axes.set_yticks(range(1, len(names) + 1), names)
+        axes.set_yticks(range(1, len(names) + 1), map(_short, names))
         axes.invert_yaxis()
         if key in RATIOS:
             axes.set_xlim(-0.02, 1.02)
@@ -59,7 +60,9 @@ def training_curves(log: Log) -> str:
         ):
             x, y = zip(*points, strict=True)
             marker = "o" if len(points) < 30 else ""
-            axes.plot(x, y, color=colour, label=name, marker=marker, markersize=3, linewidth=1.4)
+            axes.plot(
+                x, y, color=colour, label=_short(name), marker=marker, markersize=3, linewidth=1.4
+            )
         axes.set(title=CURVES[key], xlabel="step")
         if len(series[key]) > 1:
             axes.legend(frameon=False, labelcolor=INK)
@@ -85,7 +88,7 @@ def lesion_sizes(cases: Sequence[CaseScores]) -> str:
         )  # fmt: skip
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:,.9g}")
-        axes.set(title=name, xlabel="lesion volume (mm³)", ylabel="lesions")
+        axes.set(title=_short(name), xlabel="lesion volume (mm³)", ylabel="lesions")
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False, labelcolor=INK)
 
@@ -117,8 +120,8 @@ def _panels(
     columns: int = 4,
 ) -> str:
     """One small chart for each key, in rows of `columns`, as one SVG; nothing without keys."""
-    import matplotlib as mpl  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
     if not keys:
         return ""
@@ -136,7 +139,9 @@ def _panels(
 
 def _svg(figure: Any, label: str) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has the glyph
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
@@ -159,6 +164,11 @@ def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
             yield from _numbers(value, f"{prefix}{name} ")
         elif isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
             yield f"{prefix}{name}", float(value)
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for its chart; the tables have it in full."""
+    return name if len(name) <= 20 else f"{name[:19]}…"
 
 
 def _cycle(count: int) -> list[str]:

@@ -55,7 +55,7 @@ def draw(view: CaseView) -> bytes:
     the left of the picture, as radiologists read it. Oblique volumes are shown along the axes of
     their voxels, with the letters of the nearest patient axes.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.figure import Figure
 
     view, spacing = upright(view)
     place = largest_error(view.prediction, view.truth)
@@ -174,7 +174,7 @@ def _outline(
 
 
 def _annotate(axes: Any, name: str, letters: tuple[str, str, str, str]) -> None:
-    from matplotlib.patheffects import withStroke  # noqa: PLC0415
+    from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=2, foreground="black")]  # readable on bright tissue too
     axes.set_title(name, color="#c8ccd2", fontsize=10, pad=4)
@@ -201,7 +201,7 @@ def _scale_bar(axes: Any, halo: list[Any]) -> None:
 
 def _png(figure: Any) -> bytes:
     """Save with a palette of 256 colours: a third of the size, and no difference to the eye."""
-    from PIL import Image  # noqa: PLC0415
+    from PIL import Image
 
     full, small = io.BytesIO(), io.BytesIO()
     figure.savefig(full, format="png", dpi=110)

@@ -115,7 +115,9 @@ def _provenance(predictor: Predictor, model: Path) -> dict[str, Any]:
         "device": predictor.device.type,
         "model": sha256(model),
         "settings": digest,
-        "plugins": [dict(plugin) for plugin in predictor.checkpoint.plugins if "=" not in plugin["plugin"]],
+        "plugins": [
+            dict(plugin) for plugin in predictor.checkpoint.plugins if "=" not in plugin["plugin"]
+        ],
     }
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from medseg.config.schema import Config
 from medseg.errors import DataError
@@ -32,17 +31,14 @@ class Predictor:
     Args:
         checkpoint: The trained model.
         device: Where it runs.
-        config: Settings to use instead of the checkpoint's own (its inference and postprocess).
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, config: Config | None = None
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self.checkpoint, self.device = checkpoint, device
-        self.config = config or checkpoint.config
+        self.config: Config = checkpoint.config
         self.labels: Labels = checkpoint.labels
         classes = len(self.labels.values) + 1
-        self.network: nn.Module = build_network(
+        self.network = build_network(
             self.config.model, len(checkpoint.channels), classes, self.config.seed
         )
         self.network.load_state_dict(dict(checkpoint.weights))
@@ -56,7 +52,12 @@ class Predictor:
 
     @classmethod
     def load(
-        cls, run: str | Path, *, device: str = "auto", plugins: Sequence[str] = ()
+        cls,
+        run: str | Path,
+        *,
+        device: str = "auto",
+        plugins: Sequence[str] = (),
+        overrides: Sequence[str] = (),
     ) -> Predictor:
         """Load a run folder, or a model file.
 
@@ -64,11 +65,12 @@ class Predictor:
             run: The folder that `train` wrote, or a .safetensors file.
             device: "auto", "cpu", "cuda" or "cuda:N".
             plugins: References of plugins that the model needs and that are not installed.
+            overrides: Settings instead of the model's own, e.g. `inference.overlap=0.25`.
 
         Raises:
             DataError: There is no readable model.
         """
-        return cls(load(model_file(run), plugins), pick_device(device))
+        return cls(load(model_file(run), plugins, overrides), pick_device(device))
 
     def predict(self, volume: Any, *, probabilities: bool = False) -> Prediction:
         """Predict one volume.

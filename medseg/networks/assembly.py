@@ -102,15 +102,19 @@ class WholeNetwork(nn.Module):
         out = self.network(x)
         logits = (out,) if isinstance(out, Tensor) else tuple(out)
         expected = (x.shape[0], self.classes, *x.shape[2:])
-        if not logits or tuple(getattr(logits[0], "shape", ())) != expected:
-            got = [tuple(item.shape) if isinstance(item, Tensor) else item for item in logits]
-            raise PluginError(f"the network returns {got}; expected logits of shape {expected}")
+        shapes = [tuple(item.shape) if isinstance(item, Tensor) else () for item in logits]
+        if shapes[:1] != [expected] or any(s[:2] != expected[:2] or len(s) != 5 for s in shapes):
+            raise PluginError(
+                f"the network returns tensors of shapes {shapes}; expected logits {expected}, then "
+                "auxiliary ones of any size"
+            )
         return logits
 
 
-def build_network(
-    model: Model, in_channels: int, classes: int, seed: int
-) -> EncoderDecoder | WholeNetwork:
+Network = EncoderDecoder | WholeNetwork
+
+
+def build_network(model: Model, in_channels: int, classes: int, seed: int) -> Network:
     """Build what the config describes, with weights drawn from the seed.
 
     The caller's random state is left as it was.

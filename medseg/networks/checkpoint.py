@@ -56,24 +56,27 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     about = {
         "format": _FORMAT,
         "medseg": __version__,
-        "config": dump(checkpoint.config),
+        "config": dump(checkpoint.config.model_copy(update={"plugins": ()})),
         "channels": checkpoint.channels,
         "classes": checkpoint.labels.classes,
         "ignore": checkpoint.labels.ignore,
         "spacing": checkpoint.spacing,
         "plugins": plugins.provenance(checkpoint.config.plugins),
     }
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    weights = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()
+    }
     with atomic(path) as temporary:
         save_file(weights, temporary, metadata={"medseg": json.dumps(about)})
 
 
-def load(path: Path, references: Sequence[str] = ()) -> Checkpoint:
+def load(path: Path, references: Sequence[str] = (), overrides: Sequence[str] = ()) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
         path: The .safetensors file.
         references: Plugins that the user names, beside the installed ones.
+        overrides: Settings that take the place of the model's own, e.g. `inference.overlap=0.25`.
 
     Raises:
         DataError: The file is missing, damaged or not medseg's.
@@ -90,7 +93,7 @@ def load(path: Path, references: Sequence[str] = ()) -> Checkpoint:
     used = about["plugins"]
     plugins.load(references)
     return Checkpoint(
-        config=_config(path, about["config"], references, used),
+        config=_config(path, about["config"], references, overrides, used),
         channels=tuple(about["channels"]),
         labels=Labels({name: tuple(v) for name, v in about["classes"].items()}, about["ignore"]),
         spacing=None if about["spacing"] is None else tuple(about["spacing"]),
@@ -100,11 +103,14 @@ def load(path: Path, references: Sequence[str] = ()) -> Checkpoint:
 
 
 def _config(
-    path: Path, text: str, references: Sequence[str], used: Sequence[Mapping[str, Any]]
+    path: Path,
+    text: str,
+    references: Sequence[str],
+    overrides: Sequence[str],
+    used: Sequence[Mapping[str, Any]],
 ) -> Config:
-    """Read the config with the plugins that the user names in the place of those it was made with."""
     try:
-        return loads(text, path.parent, f"{path} (config)", references)
+        return loads(text, path.parent, overrides, references, name=f"{path} (config)")
     except ConfigError as error:
         files = [f"{p['file']} (sha256 {p['sha256'][:12]})" for p in used if "=" not in p["plugin"]]
         if not files:

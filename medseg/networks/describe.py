@@ -127,7 +127,11 @@ def _monotone(network: nn.Module) -> nn.Module:
 def _flag_gradient(_module: nn.Module, _inputs: Any, out: Any) -> None:
     """Let 0 or 1 pass back, whatever the depth: gradients that shrink would round to 0."""
     if isinstance(out, Tensor) and out.requires_grad:
-        out.register_hook(lambda gradient: (gradient > 0).to(gradient.dtype))
+        out.register_hook(_flag)  # type: ignore[no-untyped-call]
+
+
+def _flag(gradient: Tensor) -> Tensor:
+    return (gradient > 0).to(gradient.dtype)
 
 
 def _outputs(out: Any) -> list[Tensor]:

@@ -24,9 +24,7 @@ class MinVolume:
         together: Whether the foreground classes form components together.
     """
 
-    def __init__(
-        self, mm3: float, connectivity: Connectivity = 26, together: bool = True
-    ) -> None:
+    def __init__(self, mm3: float, connectivity: Connectivity = 26, together: bool = True) -> None:
         self.mm3, self.connectivity, self.together = mm3, connectivity, together
 
     def __call__(self, prediction: Prediction) -> Prediction:
@@ -82,7 +80,11 @@ def _masks(labels: Array, together: bool) -> list[Array]:
     """The masks whose components count: the foreground as one, or each class there is."""
     if together:
         return [labels > 0] if labels.any() else []
-    return [labels == value for value in range(1, int(labels.max(initial=0)) + 1) if (labels == value).any()]
+    return [
+        labels == value
+        for value in range(1, int(labels.max(initial=0)) + 1)
+        if (labels == value).any()
+    ]
 
 
 def _components(mask: Array, connectivity: int) -> tuple[Array, Array]:

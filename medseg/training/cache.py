@@ -1,4 +1,4 @@
-"""Preprocessed cases on disk, memory-mapped: one folder a case, named by a hash of all it came from."""
+"""Preprocessed cases on disk, memory-mapped: a folder each, named by a hash of all it came from."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ class CachedCase:
         try:
             array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise DataError(path, f"case {self.id!r}: {error}; delete the folder to rebuild") from error
+            raise DataError(
+                path, f"case {self.id!r}: {error}; delete the folder to rebuild"
+            ) from error
         return array
 
 

@@ -103,10 +103,18 @@ def _loop(
         meter.end(value)
         state.step += 1
         before, fraction = fraction, clock.fraction(state.step)
-        tick(f"step {state.step}  loss {meter.loss:.3f}  best Dice {max(state.best, 0):.3f}", to=fraction)
+        tick(
+            f"step {state.step}  loss {meter.loss:.3f}  best Dice {max(state.best, 0):.3f}",
+            to=fraction,
+        )
         is_due = _is_due(settings.validate_every, state.step, before, fraction)
         if is_due or state.step % _STEPS_PER_RECORD == 0:
-            record: dict[str, Any] = {"step": state.step, "lr": lr, **meter.read(), "seconds": clock.elapsed()}
+            record: dict[str, Any] = {
+                "step": state.step,
+                "lr": lr,
+                **meter.read(),
+                "seconds": clock.elapsed(),
+            }
             if is_due:
                 record["validation"] = _validated(setup, run, state, validation)
             _append(run, record)
@@ -185,9 +193,7 @@ def _cached(
     shown = setup.ids.validation[: setup.config.train.validation_cases]
     ids = (*setup.ids.train, *shown)
     with track("Preprocess", len(ids), quiet=quiet) as tick:
-        done = cache.fill(
-            folder, [by_id[i] for i in ids], setup.dataset, setup.preprocessor, tick
-        )
+        done = cache.fill(folder, [by_id[i] for i in ids], setup.dataset, setup.preprocessor, tick)
     return done[: len(setup.ids.train)], done[len(setup.ids.train) :]
 
 
@@ -196,6 +202,11 @@ def _append(run: RunFolder, record: dict[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
     if "validation" in record:
         curves.draw(run.curves, run.records())
+
+
+def _told(state: State, meter: _Meter) -> str:
+    best = f"  best Dice {state.best:.3f}" if state.best >= 0 else ""
+    return f"step {state.step}  loss {meter.loss:.3f}{best}"
 
 
 def _is_due(every: int | None, step: int, before: float, fraction: float) -> bool:

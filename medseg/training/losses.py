@@ -32,7 +32,6 @@ class CrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""
-
         loss = functional.cross_entropy(
             logits.float(), target, self.weights, ignore_index=IGNORE_INDEX, reduction="sum"
         )

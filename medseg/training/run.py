@@ -75,6 +75,26 @@ class RunFolder:
                     "resume with the same settings, or start anew with another -o"
                 )
 
+    def split(self) -> SplitIds:
+        """Who trained and who validates."""
+        stored = read_json(self.splits)
+        return SplitIds(tuple(stored["train"]), tuple(stored["validation"]))
+
+    def facts(self) -> Record:
+        """What a report should tell of the run."""
+        known = read_json(self.environment)
+        last = self.records()[-1]
+        versions = ", ".join(f"{name} {version}" for name, version in known["packages"].items())
+        return {
+            "Run": str(self.path.resolve()),
+            "Steps": last["step"],
+            "Seconds": round(last["seconds"]),
+            "medseg": known["medseg"],
+            "Packages": versions,
+            "Platform": known["platform"],
+            "Config": self.config.read_text(encoding="utf-8"),
+        }
+
     def records(self) -> list[Record]:
         """The log so far. A line that a crash cut short is left out."""
         return list(_records(self.log))
@@ -117,12 +137,6 @@ def environment(config: Config, dataset: Dataset) -> Record:
     }
 
 
-def splits_of(path: str | Path) -> SplitIds:
-    """The split that a run used."""
-    stored = read_json(RunFolder(path).splits)
-    return SplitIds(tuple(stored["train"]), tuple(stored["validation"]))
-
-
 def _records(path: Path) -> Iterator[Record]:
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -133,4 +147,4 @@ def _records(path: Path) -> Iterator[Record]:
 
 
 def _bare(line: str) -> str:
-    return line.split("  #")[0].strip()
+    return line.split("  #", maxsplit=1)[0].strip()

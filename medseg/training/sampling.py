@@ -80,7 +80,7 @@ def cut(volume: Array, start: Start, patch: Sequence[int], *, edge: bool) -> Arr
         slice(max(s, 0), min(s + p, n))
         for s, p, n in zip(start, patch, volume.shape[-3:], strict=True)
     )
-    inner = np.asarray(volume[(..., *kept)])
+    inner = np.asarray(volume[..., kept[0], kept[1], kept[2]])
     missing = [
         (max(-s, 0), max(s + p - n, 0))
         for s, p, n in zip(start, patch, volume.shape[-3:], strict=True)

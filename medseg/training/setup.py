@@ -1,4 +1,4 @@
-"""Everything that can be wrong is found here, before the first step and before a file is written."""
+"""All that can be wrong is found here, before the first step and before a file is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from medseg import plugins
 from medseg.config.schema import Config
 from medseg.errors import ConfigError
-from medseg.networks.assembly import build_network
+from medseg.networks.assembly import Network, build_network
 from medseg.registry import LOSSES
 from medseg.training.losses import DeepSupervision
 from medseg.transforms.preprocess import Preprocessor, Spacing
@@ -19,7 +19,6 @@ from medseg.volumes import cases
 from medseg.volumes.check import CheckReport, check_cases
 from medseg.volumes.dataset import Dataset
 from medseg.volumes.split import SplitIds, split
-
 
 _AXES = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
 
@@ -43,7 +42,7 @@ class Setup:
     ids: SplitIds
     report: CheckReport
     spacing: Spacing | None
-    network: nn.Module
+    network: Network
     loss: nn.Module
 
     @property
@@ -84,7 +83,10 @@ def check_patch(config: Config, divisor: tuple[int, int, int]) -> None:
     Raises:
         ConfigError: Names the nearest sizes that fit.
     """
-    for key, patch in (("train.patch", config.train.patch), ("inference.patch", config.inference.patch)):
+    for key, patch in (
+        ("train.patch", config.train.patch),
+        ("inference.patch", config.inference.patch),
+    ):
         if patch is not None and any(p % d for p, d in zip(patch, divisor, strict=True)):
             fitting = [max(d, round(p / d) * d) for p, d in zip(patch, divisor, strict=True)]
             raise ConfigError(
@@ -102,7 +104,9 @@ def _spacing(config: Config, report: CheckReport, ids: SplitIds) -> Spacing | No
     for case in report.cases:
         if case.id in ids.train and case.spacing is not None:
             wanted_axes = config.preprocess.orientation or case.orientation
-            along = {_AXES[code]: mm for code, mm in zip(case.orientation, case.spacing, strict=True)}
+            along = {
+                _AXES[code]: mm for code, mm in zip(case.orientation, case.spacing, strict=True)
+            }
             found.append([along[_AXES[code]] for code in wanted_axes])
     i, j, k = np.median(found, axis=0).tolist()
     return i, j, k

@@ -12,6 +12,7 @@ from torch import nn
 from medseg.config.schema import Train
 from medseg.errors import DataError
 from medseg.files import atomic
+from medseg.networks.assembly import Network
 
 
 class State:
@@ -25,7 +26,7 @@ class State:
         settings: The `train` section.
     """
 
-    def __init__(self, network: nn.Module, settings: Train) -> None:
+    def __init__(self, network: Network, settings: Train) -> None:
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.optimiser = _optimiser(network, settings)
@@ -44,7 +45,8 @@ class State:
         """
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            mine, new = list(self.average.parameters()), list(self.network.parameters())
+            mine: list[torch.Tensor] = list(self.average.parameters())
+            new: list[torch.Tensor] = list(self.network.parameters())
             torch._foreach_lerp_(mine, new, 1 - decay)
             for old, buffer in zip(self.average.buffers(), self.network.buffers(), strict=True):
                 old.copy_(buffer)

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from medseg.config.schema import Config
 from medseg.inference.window import NonFiniteError, predict_volume
+from medseg.networks.assembly import Network
 from medseg.training.cache import CachedCase
 from medseg.volumes.dataset import IGNORE_INDEX, Labels
 from medseg.volumes.image import Array
 
 
 def validate(
-    network: nn.Module, cases: Sequence[CachedCase], config: Config, labels: Labels
+    network: Network, cases: Sequence[CachedCase], config: Config, labels: Labels
 ) -> dict[str, float]:
     """Mean Dice of each class over the cases that have it, by class name.
 

@@ -45,7 +45,8 @@ class ZScore:
             values = channel[inside]
         mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
         scaled = (channel - mean) / max(deviation, 1e-6)
-        return np.where(inside, scaled, 0).astype(np.float32)
+        result: Array = np.where(inside, scaled, 0).astype(np.float32)
+        return result
 
 
 @TRANSFORMS.register("window")
@@ -94,7 +95,8 @@ class Percentiles:
         if values.size == 0:
             return np.zeros_like(channel)
         low, high = np.percentile(values, (self.low, self.high))
-        return np.clip((channel - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
+        scaled: Array = np.clip((channel - low) / max(high - low, 1e-6), 0, 1)
+        return scaled.astype(np.float32)
 
 
 def _region(channel: Array, region: Region, mask: Array | None) -> Array:

@@ -139,7 +139,9 @@ def resample(volume: Array, shape: Sequence[int], *, order: int) -> Array:
     out = np.empty((len(volume), *shape), dtype=volume.dtype)
     for channel, target in zip(volume, out, strict=True):
         source = _smooth(channel, zoom) if order else channel
-        ndimage.zoom(source, zoom, target, order, mode="nearest", grid_mode=True, prefilter=order > 1)
+        ndimage.zoom(
+            source, zoom, target, order, mode="nearest", grid_mode=True, prefilter=order > 1
+        )
     return out
 
 
@@ -159,15 +161,12 @@ def resample_label(label: Array, shape: Sequence[int]) -> Array:
 def _smooth(channel: Array, zoom: Sequence[float]) -> Array:
     """Low-pass before shrinking, so that thin structures fade rather than alias."""
     sigma = [max(0.0, (1 / z - 1) / 2) for z in zoom]
-    return ndimage.gaussian_filter(channel, sigma) if max(sigma) > 0.25 else channel  # type: ignore[no-any-return]
+    return ndimage.gaussian_filter(channel, sigma) if max(sigma) > 0.25 else channel
 
 
 def _box(image: Array, mask: Array | None) -> Box:
     """The bounding box of the mask, or of what differs from the volume's corner value."""
-    if mask is not None:
-        inside = mask
-    else:
-        inside = (image != image[:, :1, :1, :1]).any(axis=0)
+    inside = (image != image[:, :1, :1, :1]).any(axis=0) if mask is None else mask
     if not inside.any():
         return _everything(image)
     edges = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
@@ -191,4 +190,5 @@ def _triple(values: Iterable[int]) -> Shape:
 
 
 def _build(spec: ComponentSpec) -> Callable[[Sample], Sample]:
-    return TRANSFORMS.build(spec.spec())  # type: ignore[no-any-return]
+    transform: Callable[[Sample], Sample] = TRANSFORMS.build(spec.spec())
+    return transform

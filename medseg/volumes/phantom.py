@@ -184,7 +184,7 @@ def _lesions(
             centre = np.unravel_index(rng.choice(centres), tissue.shape)
             blob = _blob(rng, centre, max(2, round(size / voxel)), free, spacing)
             lesions |= blob
-            free &= ~ndimage.binary_dilation(blob, iterations=2)
+            free &= ~ndimage.binary_dilation(blob, np.ones((3, 3, 3)), iterations=2)
     return lesions
 
 

@@ -46,12 +46,13 @@ class MonaiNetwork(nn.Module):
         arguments = _arguments(net, networks[net], options or {}, in_channels, classes)
         try:
             self.net = networks[net](**arguments)
-        except (ValueError, TypeError, NotImplementedError, AssertionError) as error:
-            raise ConfigError(f"MONAI network {net!r}: {error}", ("options",)) from error
+        except (ValueError, TypeError, NotImplementedError, AssertionError, ImportError) as error:
+            reason = str(error).partition("\n")[0]  # a missing package comes with a page of advice
+            raise ConfigError(f"MONAI network {net!r}: {reason}", ("options",)) from error
         self.best_last = net in _BEST_LAST
         self.aliases = _aliases(self)
-        self.register_state_dict_post_hook(_drop_aliases)
-        self.register_load_state_dict_pre_hook(_add_aliases)
+        self.register_state_dict_post_hook(_drop_aliases)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_add_aliases)  # type: ignore[no-untyped-call]
         self.train()
 
     def train(self, mode: bool = True) -> MonaiNetwork:
@@ -99,7 +100,7 @@ def _add_aliases(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
 
 def _networks() -> dict[str, type[nn.Module]]:
     """MONAI's classes that take a number of input and of output channels, without their aliases."""
-    from monai.networks import nets  # noqa: PLC0415 (slow, and needed by few runs)
+    from monai.networks import nets
 
     found = {}
     for item in vars(nets).values():

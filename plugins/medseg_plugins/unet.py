@@ -42,7 +42,7 @@ class UNetDecoder(nn.Module):
         dropout: Probability of dropping a feature map of a level before it is convolved.
     """
 
-    def __init__(  # noqa: PLR0913 (the options are the schema)
+    def __init__(
         self,
         channels: tuple[int, ...],
         strides: tuple[Triple, ...],

@@ -1,4 +1,4 @@
-"""Every registered component keeps its contract. A new one is tested the moment it is registered."""
+"""Every registered component keeps its contract: a new one is tested as it is registered."""
 
 from __future__ import annotations
 

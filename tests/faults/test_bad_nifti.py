@@ -234,7 +234,9 @@ def test_a_forged_size_is_refused_before_memory_is_taken(reader, tmp_path):
 
 def test_a_size_over_the_limit_is_refused_before_memory_is_taken(tmp_path):
     path = tmp_path / "zeros.nii.gz"
-    path.write_bytes(packed(plain(np.zeros((200, 200, 200), "<i2"), dim=[3, 200, 200, 200, *[1] * 4])))
+    path.write_bytes(
+        packed(plain(np.zeros((200, 200, 200), "<i2"), dim=[3, 200, 200, 200, *[1] * 4]))
+    )
     tracemalloc.start()
     with pytest.raises(DataError, match="32000000 bytes of voxels; the limit is 31999999"):
         nifti.read(path, max_bytes=31_999_999)

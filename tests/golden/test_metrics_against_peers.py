@@ -1,4 +1,4 @@
-"""Our measures beside those of MONAI and SimpleITK; where a definition differs, the test says how."""
+"""Our measures beside those of MONAI and SimpleITK; where a definition differs, a test says how."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 import torch
 from monai.metrics import (
     DiceMetric,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from pathlib import Path
 
 import nibabel as nib
@@ -162,7 +163,7 @@ def test_the_config_may_pick_and_reorder_channels(tmp_path, make):
         chosen = cases.find(data.model_copy(update={"channels": pick}))
         assert chosen.channels == ("b",)
         assert firsts(chosen) == [[1001], [1002]]
-    with pytest.raises(ConfigError, match="no channel 'flare'.*did you mean 'flair'"):
+    with pytest.raises(ConfigError, match=r"no channel 'flare'.*did you mean 'flair'"):
         cases.find(data.model_copy(update={"channels": {"f": "flare"}}))
 
 
@@ -342,8 +343,6 @@ def test_too_many_label_values():
 
 
 def test_errors_cross_processes():
-    import pickle
-
     errors = DataErrors([DataError("a", "x"), DataError("b", "y")])
     again = pickle.loads(pickle.dumps(errors))
     assert str(again) == "a: x\nb: y"

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nibabel.orientations import aff2axcodes, apply_orientation, axcodes2ornt, io_orientation
-from nibabel.orientations import inv_ornt_aff, ornt_transform
+from nibabel.orientations import (
+    aff2axcodes,
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 from scipy.spatial.transform import Rotation
 
 from medseg.volumes.geometry import (
@@ -18,11 +24,7 @@ from medseg.volumes.geometry import (
     voxel_size,
 )
 
-CODES = [
-    "".join(ends)
-    for axes in permutations(("LR", "PA", "IS"))
-    for ends in product(*axes)
-]
+CODES = ["".join(ends) for axes in permutations(("LR", "PA", "IS")) for ends in product(*axes)]
 SHAPE = (4, 5, 6)
 
 

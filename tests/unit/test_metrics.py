@@ -37,8 +37,8 @@ def test_two_shifted_boxes_by_hand():
     assert found.precision == found.recall == 48 / 64
     assert found.volume_ml == found.truth_ml == 0.128
     assert found.volume_error_ml == found.relative_volume_error == 0
-    # Each box has 56 surface voxels: 16 of its outer face lie a step of 2 mm off, 4 within its other
-    # face lie 1 mm off the rim of the other box, and the rest coincide.
+    # Each box has 56 surface voxels: 16 of its outer face lie a step of 2 mm off, 4 within the
+    # other face lie 1 mm off the rim of the other box, and the rest coincide.
     assert found.hd95_mm == 2
     assert found.assd_mm == pytest.approx((16 * 2 + 4 * 1) / 56)
     assert found.nsd == 40 / 56

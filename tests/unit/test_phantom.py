@@ -29,7 +29,7 @@ def lesion_volumes(head: phantom.Head) -> np.ndarray:
 
 
 def best_dice(image: np.ndarray, label: np.ndarray, levels: int = 200) -> float:
-    """The Dice of the best of all bands low <= value < high; one-sided thresholds are among them."""
+    """The Dice of the best band low <= value < high; one-sided thresholds are bands too."""
     edges = np.unique(np.quantile(image, np.linspace(0, 1, levels + 1)))
     edges[-1] = np.nextafter(edges[-1], np.inf)
     everything = np.r_[0, np.histogram(image, edges)[0].cumsum()]
@@ -80,12 +80,15 @@ def test_lesions_have_the_sizes_promised(dozen):
     everything = np.concatenate(volumes)
     assert everything.min() < 60
     assert everything.max() > 2500
-    assert everything.max() <= 5000 * 1.05
+    assert everything.max() <= 5010  # rounded to voxels
 
 
-def test_at_fine_spacing_lesions_start_at_five_mm3():
-    fine = [phantom.draw(np.random.default_rng(n), (1, 1, 1)) for n in range(4)]
-    assert 5 <= min(lesion_volumes(head).min() for head in fine) < 20
+@pytest.mark.slow
+def test_at_fine_spacing_lesions_range_from_five_to_five_thousand_mm3():
+    fine = [phantom.draw(np.random.default_rng(n), (1, 1, 1)) for n in range(12)]
+    volumes = np.concatenate([lesion_volumes(head) for head in fine])
+    assert 5 <= volumes.min() < 20
+    assert 4000 < volumes.max() <= 5000
 
 
 def test_small_lesions_are_the_exception(dozen):

@@ -54,7 +54,8 @@ def find(data: Data) -> list[Case]:
     channels = [Pattern(text) for text in (data.channels or {}).values()]
     label = Pattern(data.label) if data.label else None
     mask = Pattern(data.mask) if data.mask else None
-    names = _ids(folder, channels + [label] * (label is not None), [mask] * (mask is not None))
+    halves = [*channels, label] if label else channels
+    names = _ids(folder, halves, [mask] if mask else [])
     if not names:
         texts = ", ".join(pattern.text for pattern in channels)
         hint = f"{files.found(folder)}{files.fitting(folder)}"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medseg.config.schema import Data
 from medseg.errors import DataError, raise_all
 from medseg.volumes.dataset import Case, Channel
+
+if TYPE_CHECKING:
+    import _csv
 
 ID_COLUMNS = ("id", "case")
 
@@ -57,7 +62,14 @@ def read(table: Path) -> tuple[list[str], list[Row]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(table, f"cannot be read as a table: {error}; set data.path") from error
     header = text.partition("\n")[0]
-    lines = csv.reader(text.splitlines(), delimiter=max(",;\t", key=header.count))
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    try:
+        return _rows(table, lines)
+    except csv.Error as error:
+        raise DataError(f"{table}:{lines.line_num}", f"not a line of a table: {error}") from error
+
+
+def _rows(table: Path, lines: _csv.Reader) -> tuple[list[str], list[Row]]:
     columns = [cell.strip() for cell in next(lines, [])]
     errors, rows = [], []
     for cells in lines:

@@ -1,0 +1,137 @@
+"""The main jobs as functions: what the command line does, for use from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medseg.config.schema import Config
+from medseg.console import track
+from medseg.errors import DataError, MedsegError
+from medseg.evaluation.evaluate import Job
+from medseg.evaluation.evaluate import evaluate as score
+from medseg.inference import batch
+from medseg.inference.predictor import Predictor, model_file
+from medseg.training import loop
+from medseg.volumes import cases
+from medseg.volumes.dataset import Dataset
+
+
+def train(
+    config: Config,
+    output: str | Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train a model, predict the validation cases with it, score them and write the report.
+
+    Args:
+        config: What to do; see `load_config`.
+        output: The run folder.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        resume: Go on with the run in `output`.
+        quiet: Show no progress.
+
+    Returns:
+        The summary of the validation, as in `validation/summary.json`.
+
+    Raises:
+        MedsegError: Config, data or plugins are wrong (before the first step), or training failed.
+    """
+    run = loop.train(config, output, device=device, resume=resume, quiet=quiet)
+    predictor = Predictor.load(run.path, device=device, plugins=config.plugins)
+    validation = cases.find(config.data).only(run.split().validation)
+    with track("Predict", len(validation.cases), quiet=quiet) as tick:
+        outcome = batch.predict_cases(predictor, run.model, validation.cases, run.validation, tick)
+    if outcome.failed:
+        raise MedsegError(
+            f"{len(outcome.failed)} validation cases failed; see {run.validation / batch.FAILURES}"
+        )
+    title = f"{config.name}: validation"
+    job = Job(validation, config.evaluation, title, run.records(), run.facts())
+    with track("Evaluate", len(validation.cases), quiet=quiet) as tick:
+        summary = score(run.validation, job, run.validation, tick)
+    (run.validation / "report.html").replace(run.report)
+    return summary
+
+
+def predict(
+    model: str | Path,
+    inputs: str | Path,
+    output: str | Path,
+    *,
+    device: str = "auto",
+    plugins: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    quiet: bool = False,
+) -> batch.Outcome:
+    """Predict a folder, a list of files or a CSV.
+
+    Args:
+        model: A run folder or a .safetensors file.
+        inputs: A folder whose files are named as in training, a .nii.gz file, a .csv with the
+            channels as columns, or a .txt with one case a line.
+        output: Folder for the masks `ID.nii.gz` and their records `ID.json`.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        plugins: Plugins that the model needs and that are not installed.
+        overrides: Settings instead of the model's own, e.g. `inference.overlap=0.25`.
+        quiet: Show no progress.
+
+    Returns:
+        Which cases were predicted, kept as they were, or failed and why.
+
+    Raises:
+        MedsegError: The model or the inputs cannot be used at all. A bad case is no error.
+    """
+    predictor = Predictor.load(model, device=device, plugins=plugins, overrides=overrides)
+    found = cases.find_inputs(Path(inputs), predictor.config.data)
+    with track("Predict", len(found), quiet=quiet) as tick:
+        return batch.predict_cases(predictor, model_file(model), found, Path(output), tick)
+
+
+def evaluate(
+    predictions: str | Path,
+    config: Config,
+    output: str | Path,
+    *,
+    ids: Sequence[str] | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Score a folder of masks against the labels of a config's data.
+
+    Args:
+        predictions: Folder of `ID.nii.gz` masks of label values.
+        config: Names data, classes and what to measure.
+        output: Folder for `scores.csv`, `summary.json` and `report.html`.
+        ids: Cases to score; None for all that have a mask.
+        quiet: Show no progress.
+
+    Returns:
+        The summary.
+
+    Raises:
+        DataErrors: Masks are missing, or on another grid than the truth.
+    """
+    dataset = cases.find(config.data)
+    dataset = dataset.only(masked(predictions, dataset) if ids is None else ids)
+    job = Job(dataset, config.evaluation, f"Evaluation of {predictions}")
+    with track("Evaluate", len(dataset.cases), quiet=quiet) as tick:
+        return score(Path(predictions), job, Path(output), tick)
+
+
+def masked(predictions: str | Path, dataset: Dataset) -> list[str]:
+    """Which cases have a mask in a folder.
+
+    Raises:
+        DataError: None has.
+    """
+    folder = Path(predictions)
+    there = {path.name.removesuffix(".gz").removesuffix(".nii") for path in folder.glob("*.nii*")}
+    ids = [case.id for case in dataset.cases if case.id in there]
+    if not ids:
+        example = dataset.cases[0].id
+        raise DataError(folder, f"holds no mask of a case, such as {example}.nii.gz")
+    return ids

@@ -1,0 +1,167 @@
+"""The command line. Torch and monai are imported inside commands: `--help` needs neither."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from medseg import __version__
+from medseg.console import console, errors, show_warnings_briefly
+from medseg.errors import MedsegError
+
+OK, SOME_FAILED, REFUSED = 0, 1, 2
+
+app = typer.Typer(
+    name="medseg",
+    help="3D medical lesion segmentation: one YAML from NIfTI volumes to model, masks and scores.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 all well, 1 some cases failed (see failures.json), 2 nothing was done.",
+)
+
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The YAML file of the run.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Plugins = Annotated[
+    list[str] | None, typer.Option("--plugin", help="A plugin file, folder or module; repeatable.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as train.lr=1e-3.")
+]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all of it.")] = Path(
+        "demo"
+    ),
+    device: Device = "auto",
+    overrides: Overrides = None,
+) -> None:
+    """Make phantoms of a head with lesions, train on them, predict, evaluate: in minutes."""
+    from medseg import demo as demonstration
+
+    demonstration.run(output, device, overrides or [])
+
+
+@app.command()
+def check(config: ConfigFile, plugin: Plugins = None, overrides: Overrides = None) -> None:
+    """Check a config, its cases and its network, and say what training would take."""
+    from medseg import checking
+    from medseg.config import load
+
+    checking.check(load(config, overrides or [], plugin or []))
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run folder.")],
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with this run.")] = False,
+    plugin: Plugins = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train a model, and score it on the validation cases."""
+    from medseg.config import load
+
+    loaded = load(config, overrides or [], plugin or [])  # its mistakes come before torch does
+    from medseg import api, tables
+
+    summary = api.train(loaded, output, device=device, resume=resume)
+    console.print(tables.scores(summary, f"{loaded.name}: validation"))
+    tables.paths({"Report": output / "report.html", "Masks": output / "validation",
+                  "Model": output / "model.safetensors"})  # fmt: skip
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Option("--model", "-m", help="A run folder or model file.")],
+    inputs: Annotated[
+        Path, typer.Option("--input", "-i", help="A folder, a .nii.gz, a .csv or a .txt list.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the masks.")],
+    device: Device = "auto",
+    plugin: Plugins = None,
+    overrides: Overrides = None,
+) -> None:
+    """Predict masks. A rerun does only what is missing or stale."""
+    from medseg import api, tables
+
+    outcome = api.predict(
+        model, inputs, output, device=device, plugins=_here(plugin), overrides=overrides or []
+    )
+    console.print(
+        f"{len(outcome.done)} predicted, {len(outcome.kept)} were up to date, "
+        f"{len(outcome.failed)} failed"
+    )
+    tables.paths({"Masks": output})
+    for case, reason in outcome.failed.items():
+        errors.print(f"[red]failed:[/] {escape(case)}: {escape(reason)}")
+    if outcome.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def evaluate(
+    config: ConfigFile,
+    predictions: Annotated[Path, typer.Option("--input", "-i", help="Folder of masks.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the scores.")],
+    plugin: Plugins = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score a folder of masks against the labels that a config names."""
+    from medseg.config import load
+
+    loaded = load(config, overrides or [], plugin or [])
+    from medseg import api, tables
+
+    summary = api.evaluate(predictions, loaded, output)
+    console.print(tables.scores(summary, f"{summary['cases']} cases"))
+    tables.paths({"Report": output / "report.html", "Scores": output / "scores.csv"})
+
+
+@app.command()
+def plugins(plugin: Plugins = None) -> None:
+    """List every component: kind, name, options with defaults, source file."""
+    from medseg import plugins as finding
+    from medseg import tables
+
+    finding.load(_here(plugin))
+    console.print(tables.components())
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"medseg {__version__}")
+        raise typer.Exit(OK)
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+def _here(references: list[str] | None) -> list[str]:
+    """Plugin references with their paths taken from the current folder."""
+    from medseg.plugins import is_path
+
+    return [str(Path(r).resolve()) if is_path(r) else r for r in references or []]
+
+
+def main() -> None:
+    """Run the command line; a user's error is a message and exit code 2, without a traceback."""
+    show_warnings_briefly()
+    try:
+        app()
+    except MedsegError as error:
+        errors.print(f"[red]error:[/] {escape(str(error))}")
+        sys.exit(REFUSED)

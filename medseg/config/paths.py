@@ -1,0 +1,66 @@
+"""Which values of a config are paths, and where relative ones start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from medseg import plugins
+from medseg.config.schema import ComponentSpec, Config, FilePath
+from medseg.config.source import Source, Where
+
+
+def anchor(source: Source, base: Path) -> None:
+    """Make the paths of the file absolute."""
+    for where in list(source.places):
+        if where and is_path(where):
+            holder = source.values
+            for part in where[:-1]:
+                holder = holder[part]
+            holder[where[-1]] = absolute(holder[where[-1]], base, where)
+
+
+def absolute(value: Any, base: Path, where: Where) -> Any:
+    """A value, made absolute where it is a path; a module's name among the plugins stays."""
+    if not isinstance(value, str):
+        return value
+    if where[0] == "plugins" and not plugins.is_path(value) and not (base / value).exists():
+        return value  # a module
+    return str((base / Path(value).expanduser()).resolve())
+
+
+def is_path(where: Where) -> bool:
+    """Whether the schema marks the value at a path as a file path."""
+    model: type[BaseModel] = Config
+    for depth, part in enumerate(where):
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        if field is None:
+            return False
+        inner = next(models(field.annotation), None)
+        if inner is None or issubclass(inner, ComponentSpec):
+            rest = where[depth + 1 :]
+            is_list = get_args(field.annotation)[-1:] == (...,)
+            return _marks_path([*field.metadata, field.annotation]) and len(rest) == int(is_list)
+        model = inner
+    return False
+
+
+def _marks_path(items: Iterable[Any]) -> bool:
+    return any(
+        isinstance(item, FilePath)
+        or _marks_path([*getattr(item, "__metadata__", ()), *get_args(item)])
+        for item in items
+    )
+
+
+def models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a field's annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from models(inner)

@@ -1,0 +1,73 @@
+"""Results as rich tables."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from medseg.console import console
+from medseg.registry import REGISTRIES
+
+_SHOWN = {
+    "dice": ("Dice", 3),
+    "precision": ("Precision", 3),
+    "recall": ("Recall", 3),
+    "hd95_mm": ("HD95 mm", 2),
+    "nsd": ("NSD", 3),
+    "volume_error_ml": ("Volume error mL", 2),
+    "lesion_f1": ("Lesion F1", 3),
+}
+
+
+def scores(summary: Mapping[str, Any], title: str) -> Table:
+    """The summary of an evaluation: mean and standard deviation of the main measures by class."""
+    classes = summary["classes"]
+    keys = [key for key in _SHOWN if all(key in found for found in classes.values())]
+    table = Table(
+        title=f"{title}, mean Dice {_number(summary['mean_dice'], 3)}", title_justify="left"
+    )
+    table.add_column("Class")
+    for key in keys:
+        table.add_column(_SHOWN[key][0], justify="right")
+    for name, found in classes.items():
+        cells = [_spread(found[key], _SHOWN[key][1]) for key in keys]
+        table.add_row(escape(name), *cells)
+    return table
+
+
+def components() -> Table:
+    """Every registered component."""
+    table = Table(show_lines=False)
+    for heading in ("Kind", "Name", "Options", "Source"):
+        table.add_column(heading, overflow="fold")
+    for registry in REGISTRIES.values():
+        for name in registry.names():
+            options = [
+                str(parameter).replace("'", "")
+                for parameter in registry.signature(name).parameters.values()
+                if parameter.name not in registry.supplies
+            ]
+            source = inspect.getsourcefile(registry.get(name)) or "?"
+            table.add_row(registry.kind, name, escape("\n".join(options)), escape(source))
+    return table
+
+
+def paths(places: Mapping[str, Path]) -> None:
+    """Say where things are."""
+    width = max(map(len, places))
+    for name, path in places.items():
+        console.print(f"{name.ljust(width)}  {path.resolve()}", markup=False)
+
+
+def _spread(found: Mapping[str, Any], decimals: int) -> str:
+    mean = _number(found["mean"], decimals)
+    return mean if found.get("sd") is None else f"{mean} ± {_number(found['sd'], decimals)}"
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"

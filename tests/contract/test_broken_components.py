@@ -1,0 +1,253 @@
+"""Each breach of a contract is found, and named."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medseg.errors import PluginError
+from medseg.testing import (
+    check_decoder,
+    check_encoder,
+    check_loss,
+    check_network,
+    check_postprocessor,
+    check_transform,
+)
+
+
+class Good(nn.Module):
+    """An encoder that keeps the contract; each test below spoils one thing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels: Any = (2, 3)
+        self.strides: Any = ((1, 1, 1), (2, 2, 1))
+        self.fine = nn.Conv3d(1, 2, 3, padding=1)
+        self.coarse = nn.Conv3d(2, 3, 3, stride=(2, 2, 1), padding=1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        fine = self.fine(x)
+        return [fine, self.coarse(fine)]
+
+
+def no_channels(e: Good) -> None:
+    del e.channels
+
+
+def wrong_channels(e: Good) -> None:
+    e.channels = (2, 4)
+
+
+def wrong_strides(e: Good) -> None:
+    e.strides = ((1, 1, 1), (2, 2, 2))
+
+
+def strides_of_one_number(e: Good) -> None:
+    e.strides = ((1,), (2,))
+
+
+def strides_that_do_not_nest(e: Good) -> None:
+    e.strides = ((2, 2, 2), (3, 3, 3))
+
+
+def idle_weight(e: Good) -> None:
+    e.idle = nn.Parameter(torch.zeros(1))
+
+
+def weight_saved_twice(e: Good) -> None:
+    e.alias = e.fine
+
+
+def random_in_eval(e: Good) -> None:
+    e.register_forward_hook(lambda _m, _x, out: [o + torch.rand_like(o) for o in out])
+
+
+def fewer_levels_in_eval(e: Good) -> None:
+    e.register_forward_hook(lambda m, _x, out: out if m.training else out[:1])
+
+
+def nan(e: Good) -> None:
+    e.register_forward_hook(lambda _m, _x, out: [o * float("nan") for o in out])
+
+
+def changes_its_input(e: Good) -> None:
+    e.register_forward_pre_hook(lambda _m, x: (x[0].mul_(2),))
+
+
+def needs_a_batch_of_two(e: Good) -> None:
+    e.register_forward_hook(lambda _m, x, out: out if len(x[0]) > 1 else [o[0] for o in out])
+
+
+def copy_shares_weights(e: Good) -> None:
+    e.__deepcopy__ = lambda _memo: e  # type: ignore[attr-defined]
+
+
+def state_left_out(e: Good) -> None:
+    e.register_state_dict_post_hook(
+        lambda _m, state, *_: state.update(fine_bias=state.pop("fine.bias"))
+    )
+
+
+def not_a_list(e: Good) -> None:
+    e.register_forward_hook(lambda _m, _x, out: {"levels": out})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (no_channels, r"Good.channels: got None"),
+        (wrong_channels, r"shapes that Good gives in train mode: got .*expected .*\(2, 4,"),
+        (wrong_strides, "shapes that Good gives"),
+        (strides_of_one_number, "encoder.strides"),
+        (strides_that_do_not_nest, "multiples of the level before"),
+        (idle_weight, r"without a gradient: got \['idle'\]"),
+        (weight_saved_twice, "saved twice: got fine.weight and alias.weight"),
+        (random_in_eval, "others each time"),
+        (fewer_levels_in_eval, "in eval mode"),
+        (nan, "NaN or infinity"),
+        (changes_its_input, "changed in place"),
+        (needs_a_batch_of_two, "shapes that Good gives"),
+        (copy_shares_weights, "after a change of its copy"),
+        (state_left_out, "after loading a saved state"),
+        (not_a_list, "got dict"),
+    ],
+)
+def test_broken_encoders(spoil: Any, message: str) -> None:
+    encoder = Good()
+    check_encoder(encoder, 1)
+    spoil(encoder)
+    with pytest.raises(PluginError, match=message):
+        check_encoder(encoder, 1)
+
+
+def test_checks_leave_the_module_and_the_random_state() -> None:
+    encoder = Good().train()
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    check_encoder(encoder, 1)
+    assert torch.equal(torch.rand(2), expected)
+    assert encoder.training
+    assert all(p.grad is None for p in encoder.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+
+
+class Decoder(nn.Module):
+    def __init__(self, channels: tuple[int, ...], coarse_first: bool = False) -> None:
+        super().__init__()
+        self.channels = channels
+        self.coarse_first = coarse_first
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        return levels[::-1] if self.coarse_first else levels
+
+
+def test_broken_decoders() -> None:
+    strides = ((1, 1, 1), (2, 2, 2))
+    check_decoder(Decoder((2, 2)), (2, 2), strides)
+    with pytest.raises(PluginError, match="channels of the decoder's levels"):
+        check_decoder(Decoder((2, 3)), (2, 2), strides)
+    with pytest.raises(PluginError, match="finest first"):
+        check_decoder(Decoder((2, 2), coarse_first=True), (2, 2), strides)
+
+
+def test_broken_networks() -> None:
+    size = ((4, 4, 4), (6, 4, 4))
+    check_network(nn.Conv3d(1, 3, 1), 1, 3, size)
+    with pytest.raises(PluginError, match="shape of the logits"):
+        check_network(nn.Conv3d(1, 2, 1), 1, 3, size)
+    with pytest.raises(PluginError, match="shape of the logits"):
+        check_network(nn.Conv3d(1, 3, 1, stride=2), 1, 3, size)
+    with pytest.raises(PluginError, match="got probabilities; expected raw logits"):
+        check_network(nn.Sequential(nn.Conv3d(1, 3, 1), nn.Softmax(1)), 1, 3, size)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda x, y: nn.functional.cross_entropy(x, y, reduction="none"), "one finite number"),
+        (lambda x, y: x.sum() * 0, "gradient of the loss"),
+        (lambda x, y: -nn.functional.cross_entropy(x, y.clamp(max=2)), "first below the second"),
+        (lambda x, y: nn.functional.cross_entropy(x, y.clamp(max=2)), "ignored voxels"),
+        (
+            lambda x, y: nn.functional.cross_entropy(x, y, ignore_index=255) / (y > 0).any(),
+            "foreground is absent",
+        ),
+    ],
+)
+def test_broken_losses(loss: Any, message: str) -> None:
+    check_loss(lambda x, y: nn.functional.cross_entropy(x, y, ignore_index=255), 3)
+    with pytest.raises(PluginError, match=message):
+        check_loss(loss, 3)
+
+
+def in_place(data: dict[str, Any]) -> dict[str, Any]:
+    data["image"] *= 2
+    return data
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (in_place, "changed in place"),
+        (lambda d: {"image": d["image"]}, "a dict with image, label"),
+        (
+            lambda d: d | {"image": np.random.rand(2, 8, 9, 10).astype(np.float32)},
+            "drawn in sample",
+        ),
+        (lambda d: d | {"image": d["image"].astype(np.float64)}, "finite float32"),
+        (lambda d: d | {"image": d["image"][:, :4]}, "integers on the image's grid"),
+        (lambda d: d | ({"label": d["label"] + 1} if "label" in d else {}), "no new values"),
+    ],
+)
+def test_broken_transforms(transform: Any, message: str) -> None:
+    check_transform(lambda d: d | {"image": d["image"] + 1})
+    with pytest.raises(PluginError, match=message):
+        check_transform(transform)
+
+
+class Shift:
+    """A random transform that draws apart from applying."""
+
+    def sample(self, rng: np.random.Generator) -> float:
+        return float(rng.random())
+
+    def __call__(self, data: dict[str, Any], drawn: float) -> dict[str, Any]:
+        return data | {"image": data["image"] + np.float32(drawn)}
+
+
+def test_a_random_transform_passes() -> None:
+    check_transform(Shift())
+
+
+def test_broken_postprocessors() -> None:
+    labels = np.zeros((4, 4, 4), np.uint8)
+    labels[1, 1, 1] = 1
+    prediction = SimpleNamespace(labels=labels)
+
+    def relabel(change: Any) -> Any:
+        return lambda p: SimpleNamespace(labels=change(p.labels))
+
+    check_postprocessor(relabel(lambda x: x * 0), prediction)
+    for change, message in (
+        (lambda x: x + 1, "the labels"),
+        (lambda x: x[:2], "shape and type"),
+        (lambda x: x.astype(float), "shape and type"),
+        (lambda x: np.random.randint(0, 2, x.shape).astype(np.uint8), "another one each time"),
+    ):
+        with pytest.raises(PluginError, match=message):
+            check_postprocessor(relabel(change), prediction)
+
+    def spoil(p: Any) -> Any:
+        p.labels[0] = 1
+        return p
+
+    with pytest.raises(PluginError, match="changed in place"):
+        check_postprocessor(spoil, prediction)
