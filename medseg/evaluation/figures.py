@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from math import isfinite
 from typing import Any
@@ -28,8 +28,9 @@ BOXES = {
 }
 RATIOS = {"dice", "nsd", "precision", "recall", "lesion_f1"}
 MOST_POINTS = 400  # of one measure; beyond it only outliers are drawn
-CURVES = {"loss": "Loss", "dice": "Validation Dice", "lr": "Learning rate"}
+CURVES = {"loss": "Loss", "validation": "Validation Dice", "lr": "Learning rate"}
 Log = Sequence[Mapping[str, Any]]
+Curve = list[tuple[float, float]]
 
 
 def box_plots(cases: Sequence[CaseScores]) -> str:
@@ -51,7 +52,11 @@ def box_plots(cases: Sequence[CaseScores]) -> str:
 
 
 def training_curves(log: Log) -> str:
-    """Curves of every numeric series whose name speaks of loss, Dice or learning rate."""
+    """Curves of the loss, the Dice of each class in validation, and the learning rate.
+
+    Args:
+        log: Records with `step`, and some of `loss`, `lr` and `validation` (Dice by name).
+    """
     series = {key: _series(log, key) for key in CURVES}
 
     def panel(axes: Any, key: str) -> None:
@@ -147,23 +152,15 @@ def _svg(figure: Any, label: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
 
 
-def _series(log: Log, key: str) -> dict[str, list[tuple[float, float]]]:
-    """The numeric series with `key` in their name, as (step, value)."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for number, record in enumerate(log):
-        step = record.get("step", number)
-        for name, value in _numbers(record):
-            if key in name.lower():
-                found.setdefault(name, []).append((step, value))
+def _series(log: Log, key: str) -> dict[str, Curve]:
+    """The finite values of one entry of a log by name; an entry may itself hold several by name."""
+    found: dict[str, Curve] = {}
+    for record in log:
+        entry = record.get(key)
+        for name, value in (entry if isinstance(entry, Mapping) else {key: entry}).items():
+            if value is not None and isfinite(value):
+                found.setdefault(name, []).append((record["step"], value))
     return found
-
-
-def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{name} ")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
-            yield f"{prefix}{name}", float(value)
 
 
 def _short(name: str) -> str:

@@ -73,7 +73,8 @@ def test_the_minimum_size_makes_no_false_alarm():
     # (0, 2) is too small to count, so its find (0, 4) is no false alarm; (10, 12) is small but
     # finds a lesion; (30, 32) is too small to be an alarm.
     assert (found.tp, found.fn, found.fp) == (1, 0, 0)
-    assert count(prediction, truth, min_mm3=2.0).fp == 1  # of 2 mm3: at the limit, counted
+    at_the_limit = count(prediction, truth, min_mm3=2.0)
+    assert (at_the_limit.tp, at_the_limit.fn, at_the_limit.fp) == (2, 0, 1)
 
 
 def test_a_small_true_lesion_takes_no_partner_from_a_counted_one():

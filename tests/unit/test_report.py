@@ -26,7 +26,7 @@ EVIL = '<script>alert("x")</script>&$\\frac{$<img src=http://a.b/c>'
 SETTINGS = Evaluation(lesions=True)
 LOG = [
     *({"step": s, "loss": 1 / (s + 1), "lr": 1e-3, "note": "warm-up"} for s in range(0, 50, 5)),
-    {"step": 50, "loss": float("nan"), "validation": {"dice": {"core": 0.5, EVIL: 0.4}}},
+    {"step": 50, "loss": float("nan"), "validation": {"mean": 0.45, "core": 0.5, EVIL: 0.4}},
 ]
 SHAPE = (16, 14, 12)
 
@@ -126,6 +126,14 @@ def test_names_stay_text(tmp_path):
     assert "肿瘤" in page.text
 
 
+def test_a_name_does_not_leave_its_attribute(tmp_path):
+    name = 'a" onload="alert(1)'
+    found = score_case(name, *case(2)[:2], (1, 1, 1), {"core": (2,)}, SETTINGS)
+    page = written(tmp_path, report.Report("x", [found], SETTINGS), lambda _: view("case_2"))
+    assert ("img", "alt", name) in page.attributes
+    assert "onload" not in {attribute for _, attribute, _ in page.attributes}
+
+
 def test_only_the_worst_are_loaded_one_at_a_time(tmp_path):
     """A report over 500 cases must not hold 500 volumes."""
     asked, alive = [], []
@@ -212,11 +220,12 @@ def test_importing_the_report_does_not_import_matplotlib():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_curves_take_what_a_log_offers():
+def test_curves_show_what_the_log_holds():
     assert figures.training_curves([]) == ""
-    assert figures.training_curves([{"step": 1, "note": "x", "flag": True}]) == ""
-    svg = figures.training_curves(
-        [{"epoch": 1, "train_loss": 0.5}, {"epoch": 2, "train_loss": 0.4}]
-    )
+    svg = figures.training_curves(LOG)
+    for text in ("Loss", "Validation Dice", "Learning rate", ">core<", ">mean<"):
+        assert text in svg
+    svg = figures.training_curves([{"step": 1, "loss": 0.5, "lr": None, "lr_scale": 2.0}])
     assert "Loss" in svg
     assert "Learning rate" not in svg
+    assert "Validation" not in svg
