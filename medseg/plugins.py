@@ -14,10 +14,11 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from traceback import walk_tb
 
-from medseg.errors import PluginError
+from medseg.errors import MedsegError, PluginError
 from medseg.files import sha256
-from medseg.signatures import Declared, is_readable, module_file, scan
+from medseg.signatures import Declared, files, is_readable, module_file, scan, syntax_problem
 
 GROUP = "medseg.plugins"
 
@@ -48,20 +49,25 @@ def declared(references: Iterable[str] = ()) -> tuple[dict[tuple[str, str], Decl
 
 
 def is_path(reference: str) -> bool:
-    """Whether a plugin reference names a file or folder rather than a module."""
+    """Whether a plugin reference names a file or folder (by a / or .py) rather than a module."""
     return reference.endswith(".py") or "/" in reference or "\\" in reference
 
 
 def problem(reference: str) -> str | None:
-    """Why a reference leads nowhere, or None."""
-    if is_path(reference):
-        path = Path(reference)
-        if path.suffix != ".py" and not path.is_dir():
-            return f"plugin {reference}: no such folder; give a .py file, a folder or a module"
-        return None if path.exists() else f"plugin {reference}: no such file"
-    if module_file(reference) is None:
-        return f"plugin {reference!r}: no such module; write a path with / or .py for a file"
-    return None
+    """Why a reference leads nowhere, or to something that is no Python; or None."""
+    place = _place(reference)
+    if place is None:
+        return (
+            f"plugin {reference!r}: no such module; a file ends in .py, a folder is ./{reference}"
+        )
+    if not place.exists():
+        return f"plugin {reference}: no such {'file' if place.suffix == '.py' else 'folder'}"
+    if is_path(reference) and place.suffix != ".py" and not place.is_dir():
+        return f"plugin {reference}: give a .py file, a folder or a module"
+    if not files(place):
+        return f"plugin {reference}: holds no .py file"
+    broken = syntax_problem(place)
+    return f"plugin {broken}" if broken else None
 
 
 def provenance(references: Iterable[str] = ()) -> list[dict[str, str]]:
@@ -72,7 +78,7 @@ def provenance(references: Iterable[str] = ()) -> list[dict[str, str]]:
         {"plugin": reference, "file": str(file), "sha256": sha256(file)}
         for reference, place in places
         if place is not None
-        for file in (sorted(place.rglob("*.py")) if place.is_dir() else [place])
+        for file in files(place)
     ]
 
 
@@ -89,8 +95,8 @@ def _load_installed() -> None:
     for point in _points():
         try:
             point.load()
-        except Exception as error:
-            raise PluginError(f"plugin {point.name!r} = {point.value}: {error!r}") from error
+        except (Exception, SystemExit) as error:
+            raise PluginError(f"plugin {point.name} = {point.value}: {_told(error)}") from error
 
 
 @cache
@@ -102,14 +108,14 @@ def _load_one(reference: str) -> None:
     if not is_path(reference):
         try:
             import_module(reference)
-        except Exception as error:
-            raise PluginError(f"plugin {reference!r}: {error!r}") from error
+        except (Exception, SystemExit) as error:
+            raise PluginError(f"plugin {reference!r}: {_told(error)}") from error
     elif path.suffix == ".py":
         _import_file(path)
     elif (path / "__init__.py").exists():
         _import_file(path / "__init__.py")
     else:
-        for file in sorted(path.glob("[!_]*.py")):
+        for file in files(path):
             _import_file(file)
 
 
@@ -126,6 +132,17 @@ def _import_file(path: Path) -> None:
     sys.modules[name] = module = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise PluginError(f"plugin {path}: {error!r}") from error
+        raise PluginError(f"plugin {path}{_line(error, path)}: {_told(error)}") from error
+
+
+def _told(error: BaseException) -> str:
+    return str(error) if isinstance(error, MedsegError) else f"{type(error).__name__}: {error}"
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """Which line of a plugin went wrong, as far as it is its own."""
+    lines = [line for frame, line in walk_tb(error.__traceback__)
+             if frame.f_code.co_filename == str(path)]  # fmt: skip
+    return f", line {lines[-1]}" if lines else ""

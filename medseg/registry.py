@@ -11,9 +11,10 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NotRequired, Required, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from medseg.errors import ConfigError, PluginError
 
@@ -38,7 +39,7 @@ class Registry:
         """Return a decorator that adds a component under `name` and leaves it unchanged.
 
         Raises:
-            PluginError: The name is taken, or options hide in *args or **kwargs.
+            PluginError: The name is taken, or an option cannot be given by its name.
         """
 
         def add(component: T) -> T:
@@ -46,9 +47,14 @@ class Registry:
             if here != there:  # the same home again is a re-run notebook cell
                 raise PluginError(f"{self.kind} {name!r} is defined twice: {there} and {here}")
             for parameter in inspect.signature(component).parameters.values():
-                if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                     raise PluginError(
                         f"{self.kind} {name!r} in {here} takes {parameter}: name its options"
+                    )
+                if parameter.name == "name":
+                    raise PluginError(
+                        f"{self.kind} {name!r} in {here} has an option 'name', which says which "
+                        "component is meant: call it otherwise"
                     )
             self._components[name] = component
             return component
@@ -93,9 +99,7 @@ class Registry:
         problems = option_problems(f"{self.kind} {name!r}", signature, options, self.supplies)
         if problems:
             raise ConfigError("; ".join(message for _, message in problems), problems[0][0])
-        model = options_model(name, signature, self.supplies)
-        checked = model.model_validate_json(json.dumps(options))
-        values = {key: getattr(checked, key) for key in options}
+        values = _schema(signature, self.supplies).validate_json(json.dumps(options))
         return partial(
             component, **values, **{k: v for k, v in given.items() if k in signature.parameters}
         )
@@ -119,23 +123,23 @@ def resolved_signature(component: Callable[..., Any]) -> inspect.Signature:
     )
 
 
-def options_model(
-    name: str, signature: inspect.Signature, supplies: tuple[str, ...]
-) -> type[BaseModel]:
-    """The schema of a component's options: a strict pydantic model made from its signature."""
+def _options(
+    signature: inspect.Signature, supplies: tuple[str, ...]
+) -> dict[str, inspect.Parameter]:
+    return {name: p for name, p in signature.parameters.items() if name not in supplies}
+
+
+def _schema(signature: inspect.Signature, supplies: tuple[str, ...]) -> TypeAdapter[dict[str, Any]]:
+    """A strict schema of a component's options, made from its signature."""
     fields: dict[str, Any] = {
-        p.name: (p.annotation, ... if p.default is p.empty else p.default)
-        for p in signature.parameters.values()
-        if p.name not in supplies
+        name: (Required if p.default is p.empty else NotRequired)[p.annotation]
+        for name, p in _options(signature, supplies).items()
     }
-    forbid = ConfigDict(
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        arbitrary_types_allowed=True,
-        protected_namespaces=(),
+    options = TypedDict("options", fields)  # type: ignore[misc]
+    options.__pydantic_config__ = ConfigDict(  # type: ignore[attr-defined]
+        extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
     )
-    return create_model(name or "component", __config__=forbid, **fields)
+    return TypeAdapter(options)
 
 
 def option_problems(
@@ -145,12 +149,12 @@ def option_problems(
     supplies: tuple[str, ...],
 ) -> list[tuple[tuple[str | int, ...], str]]:
     """All that is wrong with a component's options, as (path within them, message)."""
-    model = options_model(what, signature, supplies)
     try:
         # JSON mode: strict for scalars, yet a YAML list may become a tuple.
-        model.model_validate_json(json.dumps(options))
+        _schema(signature, supplies).validate_json(json.dumps(options))
     except ValidationError as error:
-        return [_problem(what, model, item) for item in error.errors()]
+        known = _options(signature, supplies)
+        return [_problem(what, known, item) for item in error.errors()]
     return []
 
 
@@ -158,19 +162,32 @@ def unknown(kind: str, wrong: str, known: Iterable[str]) -> str:
     """The message for an unknown name: the nearest known one, then all of them."""
     known = sorted(known)
     near = difflib.get_close_matches(wrong, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {kind} {wrong!r}; {hint}(known: {', '.join(known) or 'none'})"
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {wrong!r}{hint} (known: {', '.join(known) or 'none'})"
+
+
+def explain(item: Mapping[str, Any]) -> str:
+    """One of pydantic's errors in the words of a YAML file."""
+    message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    for word, ours in (("a valid array", "a list"), ("an object", "a mapping"),
+                       ("a valid dictionary", "a mapping")):  # fmt: skip
+        message = message.replace(word, ours)
+    shown = repr(item["input"])
+    return (
+        message if item["type"] == "value_error" or len(shown) > 60 else f"{message}, got {shown}"
+    )
 
 
 def _problem(
-    what: str, model: type[BaseModel], item: Mapping[str, Any]
+    what: str, known: Iterable[str], item: Mapping[str, Any]
 ) -> tuple[tuple[str | int, ...], str]:
     loc = item["loc"]
     if item["type"] == "extra_forbidden":
-        return loc, f"{what}: " + unknown("option", str(loc[0]), model.model_fields)
-    if item["type"] == "missing" and len(loc) == 1:
-        return (), f"{what} needs the option {loc[0]!r}"
-    return loc, f"{what}: {item['msg'].lower()}, got {item['input']!r}"
+        return loc, f"{what}: " + unknown("option", str(loc[0]), known)
+    if item["type"] == "missing":
+        needed = "more values" if len(loc) > 1 else f"the option {loc[0]!r}"
+        return loc[:-1], f"{what} needs {needed}"
+    return loc, f"{what}: {explain(item)}"
 
 
 def _home(component: Callable[..., Any]) -> str:

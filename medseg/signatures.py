@@ -54,42 +54,65 @@ class _Source:
 
 
 def scan(path: Path) -> Iterator[Declared]:
-    """Find the components that a file, or all files of a folder, declare by decorator."""
-    for file in _files(path):
+    """Find the components that a file, or the files of a folder, declare by decorator."""
+    for file in files(path):
         for node in _tree(file).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
                 yield from _declared(node, file)
 
 
 def is_readable(path: Path) -> bool:
-    """Whether `scan` finds everything that importing the file or folder would register."""
-    for file in _files(path):
-        registrations = sum(
-            isinstance(node, ast.Attribute) and node.attr == "register"
-            for node in ast.walk(_tree(file))
-        )
-        if registrations != len(list(scan(file))):
-            return False
-    return True
+    """Whether `scan` finds everything that importing the file or folder would register.
+
+    A plugin that declares nothing registers in some other way, such as by an import.
+    """
+    registrations = sum(
+        isinstance(node, ast.Attribute) and node.attr == "register"
+        for file in files(path)
+        for node in ast.walk(_tree(file))
+    )
+    return 0 < registrations == len(list(scan(path)))
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+def syntax_problem(path: Path) -> str | None:
+    """The first file that is no Python, with the line and what is wrong there; None: all are."""
+    for file in files(path):
+        if file.suffix != ".py":  # a compiled module
+            continue
+        try:
+            ast.parse(file.read_bytes(), filename=str(file))
+        except (OSError, SyntaxError, ValueError) as error:
+            line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            return f"{file}{line}: {getattr(error, 'msg', error)}"
+    return None
+
+
+def files(path: Path) -> list[Path]:
+    """The sources of a plugin: a file, all files of a package, or the files beside each other."""
+    if not path.is_dir():
+        return [path]
+    is_package = (path / "__init__.py").exists()
+    return sorted(path.rglob("*.py") if is_package else path.glob("[!_]*.py"))
 
 
 def module_file(name: str) -> Path | None:
     """Where a module's source lies (a package: its folder), without importing it or its parents."""
     top, *rest = name.split(".")
-    spec = find_spec(top)
-    if spec is None or spec.origin is None:
+    try:
+        spec = find_spec(top)
+    except ValueError:  # no name at all, or that of the running script
         return None
-    if not spec.submodule_search_locations:
-        return Path(spec.origin) if not rest else None
-    place = Path(spec.origin).parent.joinpath(*rest)
-    if place.is_dir():
-        return place
-    file = place.with_suffix(".py")
-    return file if file.exists() else None
+    if spec is None:
+        return None
+    if spec.submodule_search_locations is None:
+        return Path(spec.origin) if spec.has_location and spec.origin and not rest else None
+    for root in spec.submodule_search_locations:
+        place = Path(root, *rest)
+        if place.is_dir():
+            return place
+        if rest and place.with_suffix(".py").exists():
+            return place.with_suffix(".py")
+    return None
 
 
 def _declared(node: ast.ClassDef | ast.FunctionDef, file: Path) -> Iterator[Declared]:
@@ -140,13 +163,13 @@ def _parameter(
 ) -> inspect.Parameter:
     try:
         kind = Any if annotation is None else _type(annotation, file)
-    except _UnreadableError:
+    except (_UnreadableError, SyntaxError, TypeError, RecursionError):
         kind = Any
     value: Any = inspect.Parameter.empty
     if default is not None:
         try:
             value = ast.literal_eval(default)
-        except ValueError:
+        except (ValueError, TypeError):
             value = _Source(ast.unparse(default))
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind)
 
@@ -200,6 +223,6 @@ def _alias(name: str, file: Path) -> Any:
 @cache
 def _tree(file: Path) -> ast.Module:
     try:
-        return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-    except (OSError, SyntaxError, ValueError):  # importing it will say what is wrong
+        return ast.parse(file.read_bytes(), filename=str(file))
+    except (OSError, SyntaxError, ValueError):  # `syntax_problem` says what is wrong
         return ast.Module(body=[], type_ignores=[])

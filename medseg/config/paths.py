@@ -25,11 +25,12 @@ def anchor(source: Source, base: Path) -> None:
 
 def absolute(value: Any, base: Path, where: Where) -> Any:
     """A value, made absolute where it is a path; a module's name among the plugins stays."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or (where[0] == "plugins" and not plugins.is_path(value)):
         return value
-    if where[0] == "plugins" and not plugins.is_path(value) and not (base / value).exists():
-        return value  # a module
-    return str((base / Path(value).expanduser()).resolve())
+    try:
+        return str((base / Path(value).expanduser()).resolve())
+    except RuntimeError:  # ~ of someone who has no home here: a name like any other
+        return str((base / value).resolve())
 
 
 def is_path(where: Where) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -16,6 +16,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Axis = Annotated[int, Field(ge=0, le=2)]
 Triple = tuple[Positive, Positive, Positive]
 Labels = Annotated[int, Field(ge=1, le=65535)]
+
+
+_AXIS = dict(zip("LRPAIS", "xxyyzz", strict=True))
 
 
 class FilePath:
@@ -111,8 +114,8 @@ class Data(Section):
         if self.layout == "folder":
             patterns = [*(self.channels or {}).values(), self.label, self.mask]
             for pattern in patterns:
-                if pattern is not None and pattern.count("{id}") != 1:
-                    raise ValueError(f"the pattern {pattern!r} must contain {{id}} once")
+                if pattern is not None and "{id}" not in pattern:
+                    raise ValueError(f"the pattern {pattern!r} must contain {{id}}")
         return self
 
 
@@ -133,6 +136,13 @@ class Preprocess(Section):
     normalise: Annotated[tuple[Annotated[Component, Kind("transform")], ...], Field()] = Field(
         (ComponentSpec(name="zscore"),), description="intensity transforms, in order"
     )
+
+    @field_validator("orientation")
+    @classmethod
+    def _names_each_axis(cls, codes: str | None) -> str | None:
+        if codes is not None and len({_AXIS[code] for code in codes}) < 3:
+            raise ValueError(f"{codes!r} must name one of each of L/R, P/A and I/S, as RAS does")
+        return codes
 
 
 class Model(Section):

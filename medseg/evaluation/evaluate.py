@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medseg.config.schema import Evaluation
 from medseg.console import Tick
 from medseg.errors import DataError, raise_all
@@ -62,7 +64,7 @@ def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str,
     report.write(
         output / "report.html",
         report.Report(job.title, scored, job.settings, job.log, job.facts),
-        lambda case_id: _view(files[case_id], cases[case_id]),
+        lambda case_id: _view(files[case_id], cases[case_id], job.dataset.labels.ignore),
     )
     return summary
 
@@ -112,9 +114,12 @@ def _pair(mask: Path, case: Case) -> tuple[Image, Image]:
     return prediction, truth
 
 
-def _view(mask: Path, case: Case) -> CaseView:
+def _view(mask: Path, case: Case, ignore: int | None) -> CaseView:
     prediction, truth = _pair(mask, case)
+    counted = np.ones(truth.shape, dtype=bool) if ignore is None else truth.data != ignore
     channel = case.channels[0]
     stack = nifti.read(channel.path, volumes=channel.index is not None).data
     background = stack if channel.index is None else stack[channel.index]
-    return CaseView(case.id, background, prediction.data, truth.data, truth.affine)
+    return CaseView(
+        case.id, background, prediction.data * counted, truth.data * counted, truth.affine
+    )

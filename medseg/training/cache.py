@@ -104,12 +104,20 @@ def _store(place: Path, prepared: Prepared) -> None:
             np.save(partial / "label.npy", prepared.label, allow_pickle=False)
             np.save(partial / "voxels.npy", _voxels(prepared.label), allow_pickle=False)
         write_json(partial / "case.json", {"spacing": prepared.spacing})
-        if not place.exists():  # another run may have been faster
-            partial.rename(place)
+        _reveal(partial, place)
     except OSError as error:
         raise DataError(place, f"cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _reveal(partial: Path, place: Path) -> None:
+    """Give a complete folder its name, unless another run was faster."""
+    try:
+        partial.rename(place)
+    except OSError:
+        if not place.is_dir():
+            raise
 
 
 def _voxels(label: Array) -> Array:

@@ -101,7 +101,7 @@ class Percentiles:
 
 def _region(channel: Array, region: Region, mask: Array | None) -> Array:
     if region == "nonzero":
-        return channel != 0
+        return np.not_equal(channel, 0)
     if region == "mask" and mask is not None:
         return mask
     return np.ones(channel.shape, dtype=bool)

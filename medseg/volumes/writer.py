@@ -114,7 +114,6 @@ def _head(raw: Any, data: Array, dtype: np.dtype[Any]) -> bytes:
     header["dim"] = dim
     header.set_data_dtype(dtype)
     header["vox_offset"] = int(header["sizeof_hdr"]) + 4
-    header["scl_slope"], header["scl_inter"] = 1, 0
     header["descrip"] = f"medseg {version('medseg')}"
     return bytes(header.binaryblock) + bytes(4)
 

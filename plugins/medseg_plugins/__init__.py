@@ -1,5 +1,5 @@
-"""The networks that medseg ships: ordinary plugins, which importing this package registers."""
+"""The plugins that medseg ships: ordinary ones, which importing this package registers."""
 
-from medseg_plugins import inception, monai_network, resnet, unet, vgg
+from medseg_plugins import inception, monai_components, monai_network, resnet, unet, vgg
 
-__all__ = ["inception", "monai_network", "resnet", "unet", "vgg"]
+__all__ = ["inception", "monai_components", "monai_network", "resnet", "unet", "vgg"]

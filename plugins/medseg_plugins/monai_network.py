@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medseg.errors import ConfigError
-from medseg.registry import NETWORKS, unknown
+from medseg.registry import NETWORKS
+from medseg_plugins.monai_options import make
 
 # What medseg fills in, by the names that MONAI's classes use for it.
 _INPUTS = ("in_channels",)
@@ -40,15 +40,12 @@ class MonaiNetwork(nn.Module):
         self, in_channels: int, classes: int, net: str, options: dict[str, Any] | None = None
     ) -> None:
         super().__init__()
-        networks = _networks()
-        if net not in networks:
-            raise ConfigError(unknown("MONAI network", net, networks), ("net",))
-        arguments = _arguments(net, networks[net], options or {}, in_channels, classes)
-        try:
-            self.net = networks[net](**arguments)
-        except (ValueError, TypeError, NotImplementedError, AssertionError, ImportError) as error:
-            reason = str(error).partition("\n")[0]  # a missing package comes with a page of advice
-            raise ConfigError(f"MONAI network {net!r}: {reason}", ("options",)) from error
+        filled = {
+            **dict.fromkeys(_INPUTS, in_channels),
+            **dict.fromkeys(_OUTPUTS, classes),
+            **dict.fromkeys(_DIMENSIONS, 3),
+        }
+        self.net = make("MONAI network", "net", net, _networks(), options or {}, filled)
         self.best_last = net in _BEST_LAST
         self.aliases = _aliases(self)
         self.register_state_dict_post_hook(_drop_aliases)  # type: ignore[no-untyped-call]
@@ -109,30 +106,3 @@ def _networks() -> dict[str, type[nn.Module]]:
             if any(n in names for n in _INPUTS) and any(n in names for n in _OUTPUTS):
                 found[item.__name__] = item
     return found
-
-
-def _arguments(
-    net: str, component: type[nn.Module], options: dict[str, Any], in_channels: int, classes: int
-) -> dict[str, Any]:
-    parameters = {
-        name: p
-        for name, p in inspect.signature(component).parameters.items()
-        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    }
-    filled = {
-        name: value
-        for names, value in ((_INPUTS, in_channels), (_OUTPUTS, classes), (_DIMENSIONS, 3))
-        for name in names
-        if name in parameters
-    }
-    known = [name for name in parameters if name not in filled]
-    for name in options:
-        if name in filled:
-            raise ConfigError(f"MONAI network {net!r}: medseg sets {name!r}", ("options", name))
-        if name not in known:
-            message = f"MONAI network {net!r}: " + unknown("option", name, known)
-            raise ConfigError(message, ("options", name))
-    for name in known:
-        if parameters[name].default is inspect.Parameter.empty and name not in options:
-            raise ConfigError(f"MONAI network {net!r} needs the option {name!r}", ("options",))
-    return filled | options

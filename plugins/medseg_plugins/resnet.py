@@ -43,7 +43,7 @@ class ResNetEncoder(nn.Module):
     Args:
         in_channels: Channels of the input.
         widths: Output channels of each stage.
-        blocks: Residual blocks of each stage.
+        blocks: Residual blocks of each stage. Null: one.
         strides: Step of each stage, per axis; the stem takes the first, the first block of a
             stage the others. Null: 1, then 2s.
         kernels: Kernel of each stage's convolutions, per axis. Null: 3x3x3.
@@ -62,7 +62,7 @@ class ResNetEncoder(nn.Module):
         in_channels: int,
         *,
         widths: tuple[int, ...] = (16, 32, 64, 128),
-        blocks: tuple[int, ...] = (1, 1, 1, 1),
+        blocks: tuple[int, ...] | None = None,
         strides: tuple[Triple, ...] | None = None,
         kernels: tuple[Triple, ...] | None = None,
         block: Block = "basic",
@@ -75,6 +75,7 @@ class ResNetEncoder(nn.Module):
     ) -> None:
         super().__init__()
         same_length("widths", widths, widths)
+        blocks = (1,) * len(widths) if blocks is None else blocks
         same_length("blocks", blocks, widths)
         steps = per_stage("strides", strides, halving(len(widths)))
         kernel_list = per_stage("kernels", kernels, [THREE] * len(widths))

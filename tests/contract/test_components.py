@@ -34,6 +34,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "encoder vgg": {"width": 0.05, "levels": 3, "config": "C"},
     "encoder inception": {"width": 0.05, "levels": 3},
     "network monai": {"net": "UNet", "options": {"channels": [4, 8, 8], "strides": [2, 2]}},
+    "transform monai": {"transform": "RandAffined", "options": {"prob": 1.0, "rotate_range": 0.3}},
+    "loss monai": {"loss": "DiceCELoss"},
 }
 # Values for options that have no default, by name.
 REQUIRED: dict[str, Any] = {"low": -1.0, "high": 1.0, "mm3": 2.0}

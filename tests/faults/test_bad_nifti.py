@@ -107,6 +107,7 @@ BAD = {
     "slope without intercept": (plain(scl_slope=2, scl_inter=np.nan), "scl_inter nan"),
     # geometry
     "singular sform": (plain(srow_y=[-1, 0, 0, 0]), "singular"),
+    "parallel axes": (plain(srow_x=[-1, -1, 0, 0], srow_y=[1, 1, 0, 0]), "singular"),
     "empty sform": (plain(srow_x=0, srow_y=0, srow_z=0), "singular"),
     "NaN sform": (plain(srow_x=np.nan), "affine is not finite"),
     "infinite sform": (plain(srow_x=[1, 0, 0, np.inf]), "affine is not finite"),

@@ -210,14 +210,6 @@ def test_norms() -> None:
     assert group.num_groups == 4
 
 
-def test_thick_axes_wait() -> None:
-    strides = blocks.strides_for((1.0, 1.0, 4.0), 4)
-    assert strides == ((1, 1, 1), (2, 2, 1), (2, 2, 1), (2, 2, 2))
-    kernels = blocks.kernels_for((1.0, 1.0, 4.0), strides)
-    assert kernels == ((3, 3, 1), (3, 3, 1), (3, 3, 3), (3, 3, 3))
-    assert blocks.strides_for((1.0, 1.0, 1.2), 2) == ((1, 1, 1), (2, 2, 2))
-
-
 def test_networks_registry_lists_what_is_shipped() -> None:
     assert {"resnet", "vgg", "inception"} <= set(ENCODERS.names())
     assert "unet" in DECODERS

@@ -372,6 +372,7 @@ def test_a_new_header_of_a_sheared_affine_has_no_qform(tmp_path):
     with pytest.warns(VolumeWarning, match="sheared"):
         image = nifti.read(tmp_path / "a.nii")
     np.testing.assert_allclose(image.affine, affine, rtol=1e-6)
+    assert len(image.notes) == 1  # and no qform to differ from
 
 
 REFUSED = {

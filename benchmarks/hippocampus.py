@@ -1,0 +1,80 @@
+"""Claim: medseg reaches a better Dice than a plain MONAI recipe in the same CPU seconds.
+
+    python benchmarks/hippocampus.py DATA [--seeds 3] [--seconds 100 200 300] [--peer-seconds 100]
+
+DATA is the folder of the Medical Segmentation Decathlon's Task04 with images/, labels/ and
+split.json: 182 cases train, 26 validate. CPU seconds are those of the training process, start-up
+and preprocessing included. Prints a markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import machine, mean, medseg, peer
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, nargs="*", default=[100, 200, 300])
+    parser.add_argument("--peer-seconds", type=int, nargs="*", default=[100])
+    options = parser.parse_args()
+    data = options.data.resolve()
+    where = [f"data.path={data}", f"data.split.file={data / 'split.json'}"]
+    print(f"{machine()}\n\n| recipe | CPU s | seeds | Dice | HD95 mm | worst | steps | outside |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for seconds in options.peer_seconds:
+            results = [
+                peer("hippocampus.yaml", Path(folder) / f"monai-{seconds}-{seed}",
+                     job(data, seconds, seed), *where)
+                for seed in range(options.seeds)
+            ]  # fmt: skip
+            show("MONAI UNet", seconds, results)
+        for seconds in options.seconds:
+            results = [
+                medseg("hippocampus.yaml", Path(folder) / f"medseg-{seconds}-{seed}", *where,
+                       f"seed={seed}", f"train.budget={{cpu_seconds: {seconds}}}")
+                for seed in range(options.seeds)
+            ]  # fmt: skip
+            show("medseg", seconds, results)
+
+
+def job(data: Path, seconds: int, seed: int) -> dict[str, Any]:
+    """The peer's work."""
+    split = json.loads((data / "split.json").read_text())
+    case = {
+        name: {
+            "id": name,
+            "image": f"{data}/images/{name}.nii.gz",
+            "label": f"{data}/labels/{name}.nii.gz",
+        }
+        for name in (*split["train"], *split["validation"])
+    }
+    return {
+        "train": [case[name] for name in split["train"]],
+        "validation": [case[name] for name in split["validation"]],
+        "classes": 3, "patch": [32, 48, 32], "range": None, "seconds": seconds, "seed": seed,
+    }  # fmt: skip
+
+
+def show(name: str, seconds: int, results: list[dict[str, Any]]) -> None:
+    """Print a row: means over the seeds, with their range."""
+    outside = mean(results, "outside") if "outside" in results[0] else "-"
+    print(
+        f"| {name} | {seconds} | {len(results)} | {mean(results, 'dice')} "
+        f"| {mean(results, 'hd95')} | {mean(results, 'worst')} "
+        f"| {mean(results, 'steps')} | {outside} |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What tests of training and prediction share: small heads on disk, a recipe, a model in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from medseg.volumes import phantom
+
+RECIPE: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"layout": "nnunet", "split": {"folds": 3}},
+    "preprocess": {"spacing": [4, 4, 4], "normalise": [{"name": "zscore", "region": "nonzero"}]},
+    "model": {
+        "encoder": {"name": "resnet", "widths": [4, 8], "blocks": [1, 1]},
+        "decoder": {"name": "unet"},
+        "deep_supervision": 1,
+    },
+    "train": {
+        "patch": [16, 16, 16],
+        "batch": 2,
+        "budget": {"steps": 12},
+        "precision": "fp32",
+        "threads": 1,
+    },
+    "augment": {"flip": [0]},
+    "inference": {"precision": "fp32"},
+}
+
+
+@pytest.fixture(scope="session")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six small heads in nnU-Net's layout, voxels of 4 mm and of 4 x 4 x 6 mm. Do not change."""
+    folder = tmp_path_factory.mktemp("heads")
+    phantom.generate(folder, 6, 1, protocols=((4, 4, 4), (4, 4, 6)))
+    return folder
+
+
+@pytest.fixture
+def recipe(heads: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Write a small run's YAML, with settings by dotted name in place of the recipe's."""
+
+    def write(**settings: Any) -> Path:
+        values = _copy(RECIPE)
+        values["data"]["path"] = str(heads)
+        for name, value in settings.items():
+            *parents, last = name.split(".")
+            place = values
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = value
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def model(recipe: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Write an untrained model of the recipe, as training writes it."""
+
+    def write(**settings: Any) -> Path:
+        import torch
+
+        from medseg.config import load
+        from medseg.networks.checkpoint import Checkpoint, save
+        from medseg.training.setup import set_up
+
+        setup = set_up(load(recipe(**settings)))
+        with torch.no_grad():  # untrained heads are near a tie everywhere: make them decide
+            for name, weight in setup.network.named_parameters():
+                if name.startswith("heads"):
+                    weight.mul_(30)
+        path = tmp_path / "model.safetensors"
+        data = setup.dataset
+        weights = setup.network.state_dict()
+        save(path, Checkpoint(setup.config, data.channels, data.labels, setup.spacing, weights))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
