@@ -133,7 +133,7 @@ def plugins(plugin: Plugins = None) -> None:
     from medseg import tables
 
     finding.load(_here(plugin))
-    console.print(tables.components())
+    console.print(tables.components(), markup=False)
 
 
 def _version(wanted: bool) -> None:

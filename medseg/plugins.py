@@ -82,6 +82,12 @@ def provenance(references: Iterable[str] = ()) -> list[dict[str, str]]:
     ]
 
 
+def fingerprint(references: Iterable[str]) -> list[str]:
+    """The sha256 of each file of the named plugins: what is made with them depends on these."""
+    places = [_place(reference) for reference in references]
+    return [sha256(file) for place in places if place is not None for file in files(place)]
+
+
 def _place(reference: str) -> Path | None:
     return Path(reference) if is_path(reference) else module_file(reference)
 

@@ -105,8 +105,16 @@ class Registry:
         )
 
     def build(self, spec: Mapping[str, Any], **given: Any) -> Any:
-        """`bind`, then make the call."""
-        return self.bind(spec, **given)()
+        """`bind`, then make the call.
+
+        Raises:
+            ConfigError: As `bind`; or the component refuses a value (its ValueError).
+        """
+        call = self.bind(spec, **given)
+        try:
+            return call()
+        except ValueError as error:
+            raise ConfigError(f"{self.kind} {spec['name']!r}: {error}") from error
 
 
 def resolved_signature(component: Callable[..., Any]) -> inspect.Signature:
@@ -129,7 +137,7 @@ def _options(
     return {name: p for name, p in signature.parameters.items() if name not in supplies}
 
 
-def _schema(signature: inspect.Signature, supplies: tuple[str, ...]) -> TypeAdapter[dict[str, Any]]:
+def _schema(signature: inspect.Signature, supplies: tuple[str, ...]) -> TypeAdapter[Any]:
     """A strict schema of a component's options, made from its signature."""
     fields: dict[str, Any] = {
         name: (Required if p.default is p.empty else NotRequired)[p.annotation]

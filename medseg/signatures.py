@@ -190,8 +190,9 @@ def _type(node: ast.expr, file: Path) -> Any:  # noqa: PLR0911
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
             return Literal[_literals(inner)]
         case ast.Subscript(value=ast.Name(id=name), slice=inner) if name in _GENERIC:
-            items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-            return _GENERIC[name][tuple(_type(item, file) for item in items)]
+            if isinstance(inner, ast.Tuple):
+                return _GENERIC[name][tuple(_type(item, file) for item in inner.elts)]
+            return _GENERIC[name][_type(inner, file)]
     raise _UnreadableError
 
 

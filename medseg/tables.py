@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +40,19 @@ def scores(summary: Mapping[str, Any], title: str) -> Table:
     return table
 
 
-def components() -> Table:
-    """Every registered component."""
-    table = Table(show_lines=False)
-    for heading in ("Kind", "Name", "Options", "Source"):
-        table.add_column(heading, overflow="fold")
+def components() -> str:
+    """Every registered component by kind: name, source file, then a line for each option."""
+    lines = []
     for registry in REGISTRIES.values():
+        lines.append(registry.kind)
         for name in registry.names():
-            options = [
-                str(parameter).replace("'", "")
+            lines.append(f"  {name}  {_source(registry.get(name))}")
+            lines += [
+                f"    {parameter}".replace("typing.", "")
                 for parameter in registry.signature(name).parameters.values()
                 if parameter.name not in registry.supplies
             ]
-            source = inspect.getsourcefile(registry.get(name)) or "?"
-            table.add_row(registry.kind, name, escape("\n".join(options)), escape(source))
-    return table
+    return "\n".join(lines)
 
 
 def paths(places: Mapping[str, Path]) -> None:
@@ -62,6 +60,11 @@ def paths(places: Mapping[str, Path]) -> None:
     width = max(map(len, places))
     for name, path in places.items():
         console.print(f"{name.ljust(width)}  {path.resolve()}", markup=False)
+
+
+def _source(component: Callable[..., Any]) -> str:
+    file = Path(inspect.getsourcefile(component) or "?")
+    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
 
 
 def _spread(found: Mapping[str, Any], decimals: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ RECIPE: dict[str, Any] = {
     "data": {"layout": "nnunet", "split": {"folds": 3}},
     "preprocess": {"spacing": [4, 4, 4], "normalise": [{"name": "zscore", "region": "nonzero"}]},
     "model": {
-        "encoder": {"name": "resnet", "widths": [4, 8], "blocks": [1, 1]},
+        "encoder": {"name": "resnet", "widths": [4, 8, 8], "blocks": [1, 1, 1]},
         "decoder": {"name": "unet"},
         "deep_supervision": 1,
     },
@@ -41,8 +43,8 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def recipe(heads: Path, tmp_path: Path) -> Callable[..., Path]:
+@pytest.fixture(scope="session")
+def recipe(heads: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Write a small run's YAML, with settings by dotted name in place of the recipe's."""
 
     def write(**settings: Any) -> Path:
@@ -54,15 +56,15 @@ def recipe(heads: Path, tmp_path: Path) -> Callable[..., Path]:
             for parent in parents:
                 place = place.setdefault(parent, {})
             place[last] = value
-        path = tmp_path / "run.yaml"
+        path = tmp_path_factory.mktemp("recipe") / "run.yaml"
         path.write_text(yaml.safe_dump(values))
         return path
 
     return write
 
 
-@pytest.fixture
-def model(recipe: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+@pytest.fixture(scope="session")
+def model(recipe: Callable[..., Path]) -> Callable[..., Path]:
     """Write an untrained model of the recipe, as training writes it."""
 
     def write(**settings: Any) -> Path:
@@ -72,18 +74,40 @@ def model(recipe: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
         from medseg.networks.checkpoint import Checkpoint, save
         from medseg.training.setup import set_up
 
-        setup = set_up(load(recipe(**settings)))
+        path = recipe(**settings)
+        setup = set_up(load(path))
         with torch.no_grad():  # untrained heads are near a tie everywhere: make them decide
             for name, weight in setup.network.named_parameters():
                 if name.startswith("heads"):
                     weight.mul_(30)
-        path = tmp_path / "model.safetensors"
+        path = path.with_name("model.safetensors")
         data = setup.dataset
         weights = setup.network.state_dict()
         save(path, Checkpoint(setup.config, data.channels, data.labels, setup.spacing, weights))
         return path
 
     return write
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Run the command line in this process, for its exit code and all that it printed."""
+
+    def run(*words: str | Path) -> tuple[int, str]:
+        from medseg import cli
+
+        monkeypatch.setattr(sys, "argv", ["medseg", *map(str, words)])
+        capsys.readouterr()
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            with pytest.raises(SystemExit) as end:
+                cli.main()
+        said = capsys.readouterr()
+        return int(end.value.code or 0), said.out + said.err
+
+    return run
 
 
 @pytest.fixture

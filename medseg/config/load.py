@@ -14,12 +14,13 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from medseg import plugins
+from medseg.config.fields import Kind
 from medseg.config.overrides import add_plugin, override
-from medseg.config.paths import anchor, models
-from medseg.config.schema import Config, Kind
+from medseg.config.paths import anchored, models
+from medseg.config.schema import Config
 from medseg.config.source import Problem, Source, Where, dotted, parse, read
 from medseg.errors import ConfigError, MedsegError
-from medseg.registry import REGISTRIES, option_problems, unknown
+from medseg.registry import REGISTRIES, explain, option_problems, unknown
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), plugin: Sequence[str] = ()) -> Config:
@@ -37,9 +38,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), plugin: Sequence[str] 
         ConfigError: Its text lists every mistake as `file:line:col: path: message` with a caret.
     """
     path = Path(path)
-    source = read(path)
-    anchor(source, path.resolve().parent)
-    return _merged(source, overrides, plugin)
+    return _merged(read(path), path.resolve().parent, overrides, plugin)
 
 
 def loads(
@@ -51,12 +50,16 @@ def loads(
     name: str = "config",
 ) -> Config:
     """Like `load`, for YAML text whose relative paths start at `base`; `name` is for messages."""
-    source = parse(text, name)
-    anchor(source, Path(base).resolve())
-    return _merged(source, overrides, plugin)
+    return _merged(parse(text, name), Path(base).resolve(), overrides, plugin)
 
 
-def _merged(source: Source, overrides: Sequence[str], references: Sequence[str]) -> Config:
+def _merged(
+    source: Source, base: Path, overrides: Sequence[str], references: Sequence[str]
+) -> Config:
+    if not isinstance(source.values, dict):
+        expected = Problem(source.place(()), "", "a mapping with name, data, model, ... expected")
+        raise ConfigError("\n".join(map(str, source.problems or [expected])))
+    source.values = anchored(source.values, base)
     for text in overrides:
         override(source, text)
     for reference in references:
@@ -66,11 +69,6 @@ def _merged(source: Source, overrides: Sequence[str], references: Sequence[str])
 
 def _checked(source: Source) -> Config:
     problems = list(source.problems)
-    if not isinstance(source.values, dict):
-        problems.append(
-            Problem(source.place(()), "", "a mapping with name, data, model, ... expected")
-        )
-        raise ConfigError("\n".join(map(str, problems)))
     config: Config | None = None
     try:
         config = Config.model_validate_json(json.dumps(source.values))
@@ -86,13 +84,17 @@ def _checked(source: Source) -> Config:
 
 def _schema_problems(source: Source, error: ValidationError) -> Iterator[Problem]:
     """One problem a place: the branches of a union that all failed are told together."""
-    messages: dict[tuple[Where, bool], list[str]] = {}
+    unreadable = {problem.where for problem in source.problems}
+    messages: dict[tuple[Where, str], list[str]] = {}
     for item in error.errors():
-        is_key = item["type"] == "extra_forbidden"
         where, message = _told(source, item["loc"], item)
-        messages.setdefault((where, is_key), []).append(message)
-    for (where, is_key), told in messages.items():
+        if item["input"] is None and dotted(where) in unreadable:
+            continue
+        is_branch = not message.startswith(("unknown key", "needs the key"))
+        messages.setdefault((where, "" if is_branch else message), []).append(message)
+    for (where, whole), told in messages.items():
         text = "; or ".join(dict.fromkeys(told))
+        is_key = whole.startswith("unknown")
         yield Problem(source.place(where, key=is_key), dotted(where), text)
 
 
@@ -101,15 +103,9 @@ def _told(source: Source, loc: Where, item: Any) -> tuple[Where, str]:
     if item["type"] == "extra_forbidden":
         return known, unknown("key", str(loc[-1]), _field_names(loc[:-1]))
     if item["type"] == "missing":
-        return (
-            known,
-            f"needs {'more values' if isinstance(loc[-1], int) else f'the key {loc[-1]!r}'}",
-        )
-    message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    shown = repr(item["input"])
-    if item["type"] == "value_error" or len(shown) > 60:
-        return known, message
-    return known, f"{message}, got {shown}"
+        is_list = isinstance(loc[-1], int)
+        return known, f"needs {'more values' if is_list else f'the key {loc[-1]!r}'}"
+    return known, explain(item)
 
 
 def _field_names(where: Where) -> list[str]:
@@ -172,9 +168,13 @@ def _option_problems(
     source: Source, where: Where, kind: str, spec: Mapping[str, Any], signature: inspect.Signature
 ) -> Iterator[Problem]:
     what, options = f"{kind} {spec['name']!r}", {k: v for k, v in spec.items() if k != "name"}
-    for inner, message in option_problems(what, signature, options, REGISTRIES[kind].supplies):
+    supplies = REGISTRIES[kind].supplies
+    unreadable = {problem.where for problem in source.problems}
+    for inner, message in option_problems(what, signature, options, supplies):
         place = source.known((*where, *inner))
-        yield Problem(source.place(place, key=len(inner) == 1), dotted(place), message)
+        is_key = inner[:1] != () and (inner[0] in supplies or inner[0] not in signature.parameters)
+        if dotted(place) not in unreadable:
+            yield Problem(source.place(place, key=is_key), dotted(place), message)
 
 
 def _components(

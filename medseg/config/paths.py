@@ -9,24 +9,23 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from medseg import plugins
-from medseg.config.schema import ComponentSpec, Config, FilePath
-from medseg.config.source import Source, Where
+from medseg.config.fields import ComponentSpec, FilePath
+from medseg.config.schema import Config
+from medseg.config.source import Where
 
 
-def anchor(source: Source, base: Path) -> None:
-    """Make the paths of the file absolute."""
-    for where in list(source.places):
-        if where and is_path(where):
-            holder = source.values
-            for part in where[:-1]:
-                holder = holder[part]
-            holder[where[-1]] = absolute(holder[where[-1]], base, where)
+def anchored(values: Any, base: Path, where: Where = ()) -> Any:
+    """The values at a place of a config, the paths among them made absolute."""
+    if isinstance(values, dict):
+        return {key: anchored(value, base, (*where, key)) for key, value in values.items()}
+    if isinstance(values, list):
+        return [anchored(value, base, (*where, n)) for n, value in enumerate(values)]
+    return _absolute(values, base, where) if isinstance(values, str) and is_path(where) else values
 
 
-def absolute(value: Any, base: Path, where: Where) -> Any:
-    """A value, made absolute where it is a path; a module's name among the plugins stays."""
-    if not isinstance(value, str) or (where[0] == "plugins" and not plugins.is_path(value)):
-        return value
+def _absolute(value: str, base: Path, where: Where) -> str:
+    if where[0] == "plugins" and not plugins.is_path(value):
+        return value  # a module
     try:
         return str((base / Path(value).expanduser()).resolve())
     except RuntimeError:  # ~ of someone who has no home here: a name like any other

@@ -6,57 +6,30 @@ files are generated from it.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Axis = Annotated[int, Field(ge=0, le=2)]
-Triple = tuple[Positive, Positive, Positive]
-Labels = Annotated[int, Field(ge=1, le=65535)]
+from medseg.config.fields import (
+    Axis,
+    Component,
+    ComponentSpec,
+    Fraction,
+    Kind,
+    Labels,
+    PathString,
+    Positive,
+    PositiveFloat,
+    Section,
+    Triple,
+)
 
+__all__ = [
+    "Augment", "Budget", "ComponentSpec", "Config", "Data", "Evaluation", "Inference", "Model",
+    "Preprocess", "Section", "Split", "Train",
+]  # fmt: skip
 
 _AXIS = dict(zip("LRPAIS", "xxyyzz", strict=True))
-
-
-class FilePath:
-    """Marks a string as a path, relative to the file (or for overrides the folder) it is from."""
-
-
-PathString = Annotated[str, FilePath()]
-
-
-def _component(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-class ComponentSpec(BaseModel):
-    """A plugin component by name, with its options beside it. `name` alone may stand for it."""
-
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-    name: str
-
-    def spec(self) -> dict[str, Any]:
-        """The mapping that `Registry.bind` takes."""
-        return {"name": self.name, **(self.model_extra or {})}
-
-
-class Kind:
-    """Marks a component field with the kind of registry that it draws from."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-
-Component = Annotated[ComponentSpec, BeforeValidator(_component)]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys and loose types are refused, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Split(Section):
@@ -266,7 +239,8 @@ class Inference(Section):
     """How a whole volume is predicted."""
 
     mode: Literal["auto", "window", "whole"] = Field(
-        "auto", description="one pass over the volume, a sliding window, or what fits"
+        "window",
+        description="window: sliding, as trained; whole: one pass; auto: whole up to whole_voxels",
     )
     patch: Triple | None = Field(None, description="voxels of a window; null: train.patch")
     overlap: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="overlap of windows")

@@ -1,11 +1,13 @@
 """A YAML text as plain values, with the place where each one stands.
 
-YAML 1.2 scalars (`1e-3` is a number, `no` a string), no tags, anchors or aliases, no key twice.
+YAML 1.2 scalars (`1e-3` is a number, `no` a string); no anchors, aliases or foreign tags, no key
+twice, no numbers that are not finite.
 Values are made from the parsed nodes by this module alone: no constructor of PyYAML runs.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +20,10 @@ from medseg.errors import ConfigError
 
 Where = tuple[str | int, ...]
 LARGEST = 1 << 20  # bytes; a config is a page or two
+DEEPEST = 32  # levels of nesting
+_SHOWN = 120  # characters of a long line, around the caret
+# Not for file names, JSON or a terminal: control characters and halves of surrogate pairs.
+_UNSAFE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,11 @@ class Problem:
     def __str__(self) -> str:
         head = f"{self.place.file}:{self.place.line}:{self.place.column}: "
         head += f"{self.where}: {self.message}" if self.where else self.message
-        caret = " " * (self.place.column - 1) + "^"
-        return f"{head}\n    {self.place.text}\n    {caret}"
+        start = max(0, self.place.column - 1 - _SHOWN // 2)
+        text = _UNSAFE.sub("?", self.place.text[start : start + _SHOWN])
+        before = text[: self.place.column - 1 - start]
+        caret = re.sub(r"[^\t]", " ", before) + "^"
+        return f"{head}\n    {text}\n    {caret}"
 
 
 @dataclass
@@ -73,7 +82,7 @@ def read(path: Path) -> Source:
     """Read and parse a YAML file.
 
     Raises:
-        ConfigError: It cannot be read, or is no YAML at all.
+        ConfigError: It cannot be read, or is no text.
     """
     try:
         raw = path.read_bytes()
@@ -88,40 +97,50 @@ def read(path: Path) -> Source:
 
 
 def parse(text: str, file: str) -> Source:
-    """Parse YAML text; `file` is the name for messages.
-
-    Raises:
-        ConfigError: The text is no YAML, or nests too deeply.
-    """
+    """Parse YAML text; `file` is its name in messages. If it is no YAML, the values are None."""
     lines = text.splitlines() or [""]
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line, column = (mark.line, mark.column) if mark else (0, 0)
-        what = error.problem or error.context or "unreadable"
-        shown = lines[line] if line < len(lines) else ""
-        message = str(
-            Problem(Place(file, line + 1, column + 1, shown), "", f"not valid YAML: {what}")
-        )
-        raise ConfigError(message) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not valid YAML: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{file}: nested too deeply") from error
     walk = _Walk(file, lines)
-    values = None if node is None else walk.value(node, ())
+    try:
+        node = yaml.compose(text, Loader=Loader)
+        walk.source.values = None if node is None else walk.value(node, ())
+    except yaml.YAMLError as error:
+        line, column, what = _syntax(error, text)
+        place = Place(file, line + 1, column + 1, lines[line] if line < len(lines) else "")
+        walk.source.problems.append(Problem(place, "", f"not valid YAML: {what}"))
     walk.source.places.setdefault((), Place(file, 1, 1, lines[0]))
-    walk.source.values = values
     return walk.source
 
 
-class _Loader(yaml.SafeLoader):
+def _syntax(error: yaml.YAMLError, text: str) -> tuple[int, int, str]:
+    """Line and column, from 0, and what is wrong there."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line, mark.column) if mark else (0, 0)
+        what = error.problem or error.context or "unreadable"
+        return line, column, f"{error.context} {what}" if what.startswith("but ") else what
+    before = text[: getattr(error, "position", 0)].splitlines() or [""]
+    return len(before) - 1, len(before[-1]), "a character that no text has"
+
+
+class Loader(yaml.SafeLoader):
+    """Composes nodes, and constructs nothing of them."""
+
+    depth = 0
+
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=mark)
-        return super().compose_node(parent, index)
+        """Refuse what a config has no use for before it can cost anything."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        problem = None
+        if getattr(event, "anchor", None) is not None:
+            problem = "anchors (&) and aliases (*) are not allowed"
+        elif self.depth >= DEEPEST:
+            problem = f"nested deeper than {DEEPEST} levels"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -134,14 +153,14 @@ _NULL, _BOOL, _INT, _FLOAT = (
         r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
     )
 )
-_Loader.yaml_implicit_resolvers = {}
+Loader.yaml_implicit_resolvers = {}
 for _name, _pattern, _first in (
     ("null", _NULL, ["~", "n", "N", ""]),
     ("bool", _BOOL, list("tTfF")),
     ("int", _INT, list("-+0123456789")),
     ("float", _FLOAT, list("-+.0123456789")),
 ):
-    _Loader.add_implicit_resolver(_TAG + _name, _pattern, _first)
+    Loader.add_implicit_resolver(_TAG + _name, _pattern, _first)
 
 _SCALARS: dict[str, Callable[[str], Any]] = {
     "null": lambda text: None,  # noqa: ARG005
@@ -173,19 +192,30 @@ class _Walk:
             return self.mapping(node, where)
         if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
             return [self.value(item, (*where, n)) for n, item in enumerate(node.value)]
-        convert = _SCALARS.get(node.tag.removeprefix(_TAG))
-        if isinstance(node, yaml.ScalarNode) and convert is not None:
-            try:
-                return convert(node.value)
-            except ValueError:
-                pass
-        self.problem(node, where, f"the tag {node.tag!r} is not allowed; write plain values")
-        return None
+        kind = node.tag.removeprefix(_TAG)
+        if not isinstance(node, yaml.ScalarNode) or kind not in _SCALARS:
+            self.problem(node, where, f"the tag {node.tag!r} is not allowed; write plain values")
+            return None
+        return self.scalar(node, where, kind)
+
+    def scalar(self, node: yaml.ScalarNode, where: Where, kind: str) -> Any:
+        try:
+            value = _SCALARS[kind](node.value)
+        except ValueError:
+            self.problem(node, where, f"cannot be read as {kind}")
+            return None
+        if isinstance(value, float) and not math.isfinite(value):
+            self.problem(node, where, f"a finite number expected, got {node.value}")
+            return None
+        if isinstance(value, str) and _UNSAFE.search(value):
+            self.problem(node, where, "a line of text without control characters expected")
+            return None
+        return value
 
     def mapping(self, node: yaml.MappingNode, where: Where) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key, item in node.value:
-            if not isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode) or _UNSAFE.search(key.value):
                 self.problem(key, where, "a key must be a plain word")
                 continue
             here = (*where, key.value)

@@ -8,7 +8,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from medseg.config.schema import ComponentSpec, Config
+from medseg.config.fields import ComponentSpec
+from medseg.config.schema import Config
+from medseg.config.source import Loader
 
 _COMMENT_COLUMN = 44
 
@@ -33,7 +35,7 @@ def _section(model: BaseModel, depth: int) -> Iterator[str]:
             yield _line(name, depth, "", comment)
             for item in value:
                 yield from _entry(item, depth + 1)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             yield _line(name, depth, "", comment)
             yield from (f"{_indent(depth + 1)}{_flow(k)}: {_flow(v)}" for k, v in value.items())
         else:
@@ -64,14 +66,24 @@ def _flow(value: Any) -> str:
     if isinstance(value, tuple):
         value = list(value)
     text = yaml.dump(
-        value, Dumper=_Dumper, default_flow_style=True, width=10_000, allow_unicode=True,
+        value, Dumper=_Dumper, default_flow_style=True, width=1 << 30, allow_unicode=True,
         sort_keys=False,
     )  # fmt: skip
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 class _Dumper(yaml.SafeDumper):
-    """Plain values only; floats as short as they read back, tuples as lists."""
+    """Plain values only; floats as short as they read back, tuples as lists, no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+
+# A text is quoted where our own reader or one of YAML 1.1 would take it for something else.
+_theirs, _ours = _Dumper.yaml_implicit_resolvers, Loader.yaml_implicit_resolvers
+_Dumper.yaml_implicit_resolvers = {
+    first: [*_theirs.get(first, ()), *_ours.get(first, ())] for first in (*_theirs, *_ours)
+}
 
 
 def _float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
@@ -81,5 +93,11 @@ def _float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    style = None if value.isprintable() else '"'  # else a line break would stay one
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
+
+
 _Dumper.add_representer(float, _float)
+_Dumper.add_representer(str, _text)
 _Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_list(list(value)))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medseg import __version__
+from medseg import __version__, plugins
 from medseg.console import Tick
 from medseg.errors import DataError, MedsegError
 from medseg.files import atomic, read_json, sha256, write_json
@@ -57,6 +57,7 @@ def predict_cases(
         DataError: The folder cannot be written.
     """
     outcome = Outcome()
+    _refuse_overwriting(output, cases)
     _check_writable(output)
     made_with = _provenance(predictor, model)
     for case in cases:
@@ -68,6 +69,7 @@ def predict_cases(
                 _predict(predictor, case, output, record)
                 outcome.done.append(case.id)
         except Exception as error:  # noqa: BLE001  (one bad case costs one case)
+            _discard(output, case.id)
             outcome.failed[case.id] = _reason(error)
             _write_failures(output, outcome.failed)
             _free_memory()
@@ -78,17 +80,21 @@ def predict_cases(
 
 
 def _predict(predictor: Predictor, case: Case, output: Path, record: dict[str, Any]) -> None:
-    mask, sidecar = _mask(output, case.id), _sidecar(output, case.id)
-    sidecar.unlink(missing_ok=True)
+    mask, written = _mask(output, case.id), {}
     loaded = predictor.load_case(case)
     wanted = predictor.config.inference.probabilities
     prediction = predictor.predict_case(loaded, probabilities=wanted)
     values = predictor.labels.to_values(prediction.labels)
     if prediction.probabilities is not None:
-        write(_probabilities(output, case.id), prediction.probabilities, loaded.reference)
+        shares = _probabilities(output, case.id)
+        write(shares, prediction.probabilities, loaded.reference)
+        written[shares.name] = sha256(shares)
     write(mask, values, loaded.reference, affine=prediction.affine)
+    written[mask.name] = sha256(mask)
     found = _found(predictor, prediction, loaded.reference)
-    write_json(sidecar, {**record, "mask": sha256(mask), **found, "notes": loaded.notes})
+    write_json(
+        _sidecar(output, case.id), {**record, "outputs": written, **found, "notes": loaded.notes}
+    )
 
 
 def _found(predictor: Predictor, prediction: Prediction, reference: Image) -> dict[str, Any]:
@@ -108,6 +114,8 @@ def _provenance(predictor: Predictor, model: Path) -> dict[str, Any]:
     parts = config.model_dump(
         mode="json", include={"preprocess", "model", "inference", "postprocess"}
     )
+    parts["window"] = config.inference.patch or config.train.patch
+    parts["plugins"] = plugins.fingerprint(config.plugins)
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return {
         "medseg": __version__,
@@ -122,20 +130,26 @@ def _provenance(predictor: Predictor, model: Path) -> dict[str, Any]:
 
 
 def _is_current(output: Path, case: str, record: dict[str, Any]) -> bool:
-    """Whether a mask is there that came from the same inputs, model and settings, unharmed."""
-    sidecar, mask = _sidecar(output, case), _mask(output, case)
-    if not sidecar.exists() or not mask.exists():
-        return False
+    """Whether the outputs are there, unharmed, and came from the same inputs, model and settings.
+
+    Inputs may have moved: their hashes count, in the order of the channels.
+    """
     try:
-        known = read_json(sidecar)
-        hashes = (known["inputs"].values(), known["model"], known["settings"], known["medseg"])
+        known = read_json(_sidecar(output, case))
         return (
-            sorted(hashes[0]) == sorted(record["inputs"].values())
-            and hashes[1:] == (record["model"], record["settings"], record["medseg"])
-            and known["mask"] == sha256(mask)
+            list(known["inputs"].values()) == list(record["inputs"].values())
+            and all(known[key] == record[key] for key in ("model", "settings", "medseg"))
+            and all(sha256(output / name) == digest for name, digest in known["outputs"].items())
         )
     except (DataError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _discard(output: Path, case: str) -> None:
+    """Remove what an earlier run made of a case: it is stale, and the case has failed."""
+    if _sidecar(output, case).exists():
+        for file in (_mask(output, case), _probabilities(output, case), _sidecar(output, case)):
+            file.unlink(missing_ok=True)
 
 
 def _write_failures(output: Path, failed: dict[str, str]) -> None:
@@ -145,6 +159,14 @@ def _write_failures(output: Path, failed: dict[str, str]) -> None:
 def _reason(error: Exception) -> str:
     text = str(error).strip() or repr(error)
     return text if isinstance(error, MedsegError) else f"{type(error).__name__}: {text}"
+
+
+def _refuse_overwriting(output: Path, cases: Sequence[Case]) -> None:
+    inputs = {path.resolve() for case in cases for path in case.files}
+    for case in cases:
+        for file in (_mask(output, case.id), _probabilities(output, case.id)):
+            if file.resolve() in inputs:
+                raise DataError(file, "an input has this name; give another output folder")
 
 
 def _check_writable(output: Path) -> None:

@@ -11,14 +11,15 @@ import torch
 
 from medseg.config.schema import Config
 from medseg.errors import DataError
-from medseg.inference.window import predict_volume
+from medseg.inference.window import autocast, check_patch, predict_volume
 from medseg.networks.assembly import build_network
-from medseg.networks.checkpoint import Checkpoint, load
+from medseg.networks.checkpoint import Checkpoint, load, restore
 from medseg.postprocess.prediction import Prediction
 from medseg.registry import POSTPROCESSORS
 from medseg.transforms.preprocess import Prepared, Preprocessor
-from medseg.volumes.dataset import Case, Channel, Dataset, Labels
+from medseg.volumes.dataset import Case, Dataset, Labels
 from medseg.volumes.image import Affine, Array, Image
+from medseg.volumes.layouts import files
 from medseg.volumes.load import LoadedCase, load_case
 from medseg.volumes.writer import new_header
 
@@ -41,7 +42,9 @@ class Predictor:
         self.network = build_network(
             self.config.model, len(checkpoint.channels), classes, self.config.seed
         )
-        self.network.load_state_dict(dict(checkpoint.weights))
+        check_patch(self.config, self.divisor)
+        autocast(device, self.config.inference.precision)  # refuses what the device lacks
+        restore(self.network, checkpoint)
         self.network.to(device).eval()
         self._preprocess = Preprocessor(
             self.config.preprocess, checkpoint.spacing, self.config.plugins
@@ -76,7 +79,7 @@ class Predictor:
         """Predict one volume.
 
         Args:
-            volume: A path (or a list of them, one a channel), a nibabel image, or a pair of an
+            volume: A path (or a list of them, one a channel), a nibabel image, or a tuple of an
                 array (I, J, K) or (C, I, J, K) and its (4, 4) affine in mm.
             probabilities: Whether to keep the class probabilities.
 
@@ -132,10 +135,18 @@ class Predictor:
         if isinstance(volume, str | Path):
             volume = [volume]
         if isinstance(volume, list):
-            channels = tuple(Channel(Path(path)) for path in volume)
-            return self.load_case(Case(Path(volume[0]).name, channels))
+            paths = [Path(path) for path in volume]
+            source = paths[0] if paths else Path("volume")
+            channels = files.channels_of(paths, self.config.data, source)
+            return self.load_case(Case(files.stem(source), channels))
         if hasattr(volume, "affine"):
             return _in_memory(_channels_first(volume.get_fdata()), volume.affine)
+        if not (isinstance(volume, tuple) and len(volume) == 2):
+            raise DataError(
+                "volume",
+                f"a path, a list of paths, a nibabel image or (array, affine) expected, "
+                f"got {type(volume).__name__}",
+            )
         array, affine = volume
         return _in_memory(np.asarray(array), np.asarray(affine, dtype=np.float64))
 
@@ -144,13 +155,18 @@ def _in_memory(array: Array, affine: Affine) -> LoadedCase:
     """A case from an array (I, J, K) or (C, I, J, K).
 
     Raises:
-        DataError: It has another number of axes, or values that are not finite.
+        DataError: It has another number of axes, or values that are not finite; or the affine is
+            not (4, 4) or singular.
     """
     array = array[None] if array.ndim == 3 else array
     image = np.ascontiguousarray(array, dtype=np.float32)
-    if image.ndim != 4 or not np.isfinite(image).all():
+    if image.ndim != 4 or not image.size or not np.isfinite(image).all():
         raise DataError(
             "array", f"(I, J, K) or (C, I, J, K) of finite values expected, got {array.shape}"
+        )
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.linalg.det(affine):
+        raise DataError(
+            "array", f"a finite, invertible (4, 4) affine expected, got {affine.tolist()}"
         )
     i, j, k = image.shape[1:]
     reference = Image(image[0], affine, new_header((i, j, k), affine), Path("array"))

@@ -9,8 +9,8 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medseg.config.schema import Inference
-from medseg.errors import MedsegError
+from medseg.config.schema import Config, Inference
+from medseg.errors import ConfigError, MedsegError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,6 +28,25 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     if precision == "fp16" and device.type == "cpu":
         raise MedsegError("precision fp16 needs a CUDA device; use bf16 or fp32 on a CPU")
     return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+
+
+def check_patch(config: Config, divisor: tuple[int, int, int]) -> None:
+    """Refuse a patch or window that the network's strides do not divide.
+
+    Raises:
+        ConfigError: Names the nearest sizes that fit.
+    """
+    for key, patch in (
+        ("train.patch", config.train.patch),
+        ("inference.patch", config.inference.patch),
+    ):
+        if patch is not None and any(p % d for p, d in zip(patch, divisor, strict=True)):
+            fitting = [max(d, round(p / d) * d) for p, d in zip(patch, divisor, strict=True)]
+            raise ConfigError(
+                f"{key} {list(patch)} must be divisible by {list(divisor)}, the network's strides; "
+                f"try {fitting}",
+                tuple(key.split(".")),
+            )
 
 
 @torch.inference_mode()

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import save as serialised
+from torch import Tensor, nn
 
 from medseg import __version__, plugins
 from medseg.config import Config, dump, loads
@@ -37,6 +37,7 @@ class Checkpoint:
         spacing: Voxel size in mm that the network works at; None for that of each volume.
         weights: The network's state.
         plugins: Reference, file and sha256 of each plugin at training; never a reason to run one.
+        source: The file it was read from; for messages.
     """
 
     config: Config
@@ -45,6 +46,7 @@ class Checkpoint:
     spacing: tuple[float, float, float] | None
     weights: Mapping[str, Tensor]
     plugins: Sequence[Mapping[str, str]] = ()
+    source: Path = Path("model")
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -67,7 +69,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()
     }
     with atomic(path) as temporary:
-        save_file(weights, temporary, metadata={"medseg": json.dumps(about)})
+        # Not `save_file`, which would report a full disk as something else than an OSError.
+        temporary.write_bytes(serialised(weights, {"medseg": json.dumps(about)}))
 
 
 def load(path: Path, references: Sequence[str] = (), overrides: Sequence[str] = ()) -> Checkpoint:
@@ -90,16 +93,38 @@ def load(path: Path, references: Sequence[str] = (), overrides: Sequence[str] = 
         raise DataError(path, f"not a readable model ({error})") from error
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise DataError(path, f"not a model of medseg {__version__}")
-    used = about["plugins"]
     plugins.load(references)
-    return Checkpoint(
-        config=_config(path, about["config"], references, overrides, used),
-        channels=tuple(about["channels"]),
-        labels=Labels({name: tuple(v) for name, v in about["classes"].items()}, about["ignore"]),
-        spacing=None if about["spacing"] is None else tuple(about["spacing"]),
-        weights=weights,
-        plugins=used,
-    )
+    try:
+        used = [dict(plugin) for plugin in about["plugins"]]
+        classes = {name: tuple(values) for name, values in about["classes"].items()}
+        return Checkpoint(
+            config=_config(path, about["config"], references, overrides, used),
+            channels=tuple(about["channels"]),
+            labels=Labels(classes, about["ignore"]),
+            spacing=None if about["spacing"] is None else tuple(about["spacing"]),
+            weights=weights,
+            plugins=used,
+            source=path,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(path, f"not a readable model (its metadata: {error!r})") from error
+
+
+def restore(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Give a network the weights of a checkpoint.
+
+    Raises:
+        DataError: They are of another network.
+    """
+    try:
+        network.load_state_dict(dict(checkpoint.weights))
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise DataError(
+            checkpoint.source,
+            "the weights are not of the network that its settings describe: "
+            f"{first[0].strip()} Leave out overrides of the model",
+        ) from error
 
 
 def _config(

@@ -12,6 +12,7 @@ from medseg.registry import POSTPROCESSORS
 from medseg.volumes.image import Array
 
 Connectivity = Literal[6, 18, 26]
+_NEARLY = 1 - 1e-6  # voxel sizes are rounded: 4 voxels of 3 mm3 may come to a little less than 12
 
 
 @POSTPROCESSORS.register("min_volume")
@@ -32,7 +33,7 @@ class MinVolume:
         labels = prediction.labels.copy()
         for mask in _masks(labels, self.together):
             components, sizes = _components(mask, self.connectivity)
-            is_small = sizes * prediction.voxel_mm3 < self.mm3
+            is_small = sizes * prediction.voxel_mm3 < self.mm3 * _NEARLY
             is_small[0] = False
             labels[is_small[components]] = 0
         return prediction.with_labels(labels)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medseg import plugins
 from medseg.errors import DataError
 from medseg.files import read_json, sha256, write_json
 from medseg.transforms.preprocess import Prepared, Preprocessor, Spacing
@@ -53,10 +54,8 @@ class CachedCase:
         path = self.folder / f"{name}.npy"
         try:
             array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                path, f"case {self.id!r}: {error}; delete the folder to rebuild"
-            ) from error
+        except (OSError, ValueError, EOFError) as error:
+            raise _damaged(path, self.id, error) from error
         return array
 
 
@@ -78,10 +77,23 @@ def fill(
         place = folder / f"{case.id}-{_key(case, dataset, preprocessor)[:16]}"
         if not place.exists():
             _store(place, preprocessor(load_case(case, dataset)))
-        spacing = tuple(read_json(place / "case.json")["spacing"])
-        done.append(CachedCase(case.id, place, spacing))
+        done.append(CachedCase(case.id, place, _spacing(place, case.id)))
         tick()
     return tuple(done)
+
+
+def _spacing(place: Path, case: str) -> Spacing:
+    file = place / "case.json"
+    try:
+        i, j, k = read_json(file)["spacing"]
+    except (DataError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(file, case, error) from error
+    return i, j, k
+
+
+def _damaged(file: Path, case: str, error: Exception) -> DataError:
+    reason = error.reason if isinstance(error, DataError) else error
+    return DataError(file, f"case {case!r}: {reason}; delete the folder to rebuild")
 
 
 def _key(case: Case, dataset: Dataset, preprocessor: Preprocessor) -> str:
@@ -91,6 +103,7 @@ def _key(case: Case, dataset: Dataset, preprocessor: Preprocessor) -> str:
     parts = [
         _VERSION, files, list(dataset.labels.values), dataset.labels.ignore,
         preprocessor.settings.model_dump(mode="json"), preprocessor.spacing,
+        plugins.fingerprint(preprocessor.references),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -32,11 +32,13 @@ def draw(path: Path, records: Sequence[dict[str, Any]]) -> None:
     validated = [record for record in records if "validation" in record]
     for name in validated[0]["validation"] if validated else ():
         values = [record["validation"][name] for record in validated]
-        right.plot([r["step"] for r in validated], values, marker="o", markersize=3, label=name)
-        right.annotate(
-            f"{values[-1]:.3f}", (validated[-1]["step"], values[-1]),
-            textcoords="offset points", xytext=(4, 4), fontsize=8,
-        )  # fmt: skip
+        right.plot(
+            [r["step"] for r in validated],
+            values,
+            marker="o",
+            markersize=3,
+            label=f"{name} {values[-1]:.3f}",
+        )
     right.set(xlabel="step", ylabel="mean Dice", title="Validation", ylim=(0, 1))
     if validated:
         right.legend(loc="lower right", frameon=False)

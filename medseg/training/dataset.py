@@ -84,9 +84,10 @@ def _applied(
     try:
         given = (transform.sample(rng),) if hasattr(transform, "sample") else ()
         result: dict[str, Any] = transform(data, *given)
+        shapes = [(data[key].shape, result[key].shape) for key in ("image", "label")]
     except Exception as error:
         raise PluginError(f"transform {name!r} failed on case {case!r}: {error!r}") from error
-    if result["image"].shape != data["image"].shape or result["label"].shape != data["label"].shape:
+    if any(before != after for before, after in shapes):
         raise PluginError(f"transform {name!r} changed the shape of a patch of case {case!r}")
     return result
 

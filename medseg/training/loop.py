@@ -61,15 +61,17 @@ def train(
         torch.set_num_threads(config.train.threads)
     with track("Check", 1, quiet=quiet) as tick:
         setup = set_up(config)
+        for precision in (config.train.precision, config.inference.precision):
+            autocast(where, precision)  # refuses what the device lacks
         tick(f"{len(setup.ids.train)} cases train, {len(setup.ids.validation)} validate")
     with run.lock():
         if resume:
-            run.reopen(config)
+            run.reopen(config, setup.dataset)
         else:
             run.start(config, setup.dataset, setup.ids)
         training, validation = _cached(setup, run, quiet)
         state = State(setup.network.to(where), config.train)
-        if resume and run.state.exists():
+        if resume:
             state.restore(run.state)
         run.rewind(state.step)
         with track("Train", 1.0, quiet=quiet) as tick:

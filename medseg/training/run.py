@@ -6,9 +6,10 @@ import fcntl
 import json
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -53,27 +54,39 @@ class RunFolder:
             raise DataError(
                 self.path, "holds a run already; give --resume to go on with it, or another -o"
             )
-        write_text(self.config, dump(config))
         write_json(self.splits, {"train": ids.train, "validation": ids.validation})
         write_json(self.environment, environment(config, dataset))
+        write_text(self.config, dump(config))  # last: it says that there is a run to resume
 
-    def reopen(self, config: Config) -> None:
-        """Check that a run to resume is this one, and cut what its log says after the last state.
+    def reopen(self, config: Config, dataset: Dataset) -> None:
+        """Check that a run to resume is this one.
 
         Raises:
-            DataError: There is no run here.
+            DataError: There is no run here, or its input files have changed since.
             ConfigError: It was started with another config.
         """
         if not self.config.exists():
             raise DataError(self.path, "holds no run to resume; leave --resume out to start one")
-        here, there = dump(config).splitlines(), self.config.read_text().splitlines()
-        for new, old in zip(here, there, strict=False):
+        here, there = _settings(dump(config)), _settings(self.config.read_text(encoding="utf-8"))
+        for new, old in zip_longest(here, there, fillvalue=""):
             if new != old:
                 raise ConfigError(
                     f"--resume: {self.config} was started with another config:\n"
-                    f"    there: {_bare(old)}\n    now:   {_bare(new)}\n"
+                    f"    there: {old}\n    now:   {new}\n"
                     "resume with the same settings, or start anew with another -o"
                 )
+        self._refuse_other_inputs(_hashes(dataset))
+
+    def _refuse_other_inputs(self, now: Mapping[str, str]) -> None:
+        then = read_json(self.environment)["inputs"]
+        differ = [file for file in {**then, **now} if then.get(file) != now.get(file)]
+        if differ:
+            what = "new" if differ[0] not in then else "changed" if differ[0] in now else "gone"
+            raise DataError(
+                differ[0],
+                f"{what} since the run in {self.path} was started ({len(differ)} such files); "
+                "restore what was there, or start anew with another -o",
+            )
 
     def split(self) -> SplitIds:
         """Who trained and who validates."""
@@ -133,8 +146,12 @@ def environment(config: Config, dataset: Dataset) -> Record:
         "platform": platform.platform(),
         "packages": {name: metadata.version(name) for name in packages},
         "plugins": plugins.provenance(config.plugins),
-        "inputs": {str(file): sha256(file) for case in dataset.cases for file in case.files},
+        "inputs": _hashes(dataset),
     }
+
+
+def _hashes(dataset: Dataset) -> dict[str, str]:
+    return {str(file): sha256(file) for case in dataset.cases for file in case.files}
 
 
 def _records(path: Path) -> Iterator[Record]:
@@ -146,5 +163,6 @@ def _records(path: Path) -> Iterator[Record]:
                 return
 
 
-def _bare(line: str) -> str:
-    return line.split("  #", maxsplit=1)[0].strip()
+def _settings(text: str) -> list[str]:
+    """The lines of a config without their comments."""
+    return [line.split("  #", maxsplit=1)[0].strip() for line in text.splitlines()]

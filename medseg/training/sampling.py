@@ -54,7 +54,7 @@ class Sampling:
             index = rng.choice(voxels[voxels[:, 0] == chosen, 1])
             centre = np.unravel_index(int(index), tuple(shape))
             wanted = [
-                int(c - rng.integers(p // 4, p - p // 4 + 1))
+                int(c - rng.integers(p // 4, min(p - p // 4 + 1, p)))
                 for c, p in zip(centre, self.patch, strict=True)
             ]
         else:

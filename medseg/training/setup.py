@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +11,10 @@ from torch import nn
 
 from medseg import plugins
 from medseg.config.schema import Config
-from medseg.errors import ConfigError
+from medseg.inference.window import check_patch
 from medseg.networks.assembly import Network, build_network
-from medseg.registry import LOSSES
+from medseg.networks.describe import output_shapes
+from medseg.registry import LOSSES, POSTPROCESSORS, TRANSFORMS
 from medseg.training.losses import DeepSupervision
 from medseg.transforms.preprocess import Preprocessor, Spacing
 from medseg.volumes import cases
@@ -59,7 +61,7 @@ def set_up(config: Config, tick: Callable[[], None] | None = None) -> Setup:
         tick: Called after each checked case.
 
     Raises:
-        ConfigError: The model or the patch does not fit.
+        ConfigError: The model or the patch does not fit, or a component refuses its options.
         DataErrors: All that is wrong with the data, file by file.
         PluginError: A plugin cannot be loaded.
     """
@@ -72,28 +74,20 @@ def set_up(config: Config, tick: Callable[[], None] | None = None) -> Setup:
     network = build_network(config.model, len(dataset.channels), classes, config.seed)
     check_patch(config, network.divisor)
     loss = DeepSupervision(LOSSES.build(config.loss.spec(), classes=classes))
+    _try_components(config, classes)
+    with suppress(NotImplementedError):  # of an operation that cannot be tried without computing
+        output_shapes(network, len(dataset.channels), config.train.patch)
     report = check_cases(dataset, need_labels=True, train=ids.train, progress=tick)
     report.raise_problems()
     return Setup(config, dataset, ids, report, _spacing(config, report, ids), network, loss)
 
 
-def check_patch(config: Config, divisor: tuple[int, int, int]) -> None:
-    """Refuse a patch or window that the network's strides do not divide.
-
-    Raises:
-        ConfigError: Names the nearest sizes that fit.
-    """
-    for key, patch in (
-        ("train.patch", config.train.patch),
-        ("inference.patch", config.inference.patch),
-    ):
-        if patch is not None and any(p % d for p, d in zip(patch, divisor, strict=True)):
-            fitting = [max(d, round(p / d) * d) for p, d in zip(patch, divisor, strict=True)]
-            raise ConfigError(
-                f"{key} {list(patch)} must be divisible by {list(divisor)}, the network's strides; "
-                f"try {fitting}",
-                tuple(key.split(".")),
-            )
+def _try_components(config: Config, classes: int) -> None:
+    """Build what would otherwise be built only in workers, or after the training."""
+    for spec in (*config.preprocess.normalise, *config.augment.transforms):
+        TRANSFORMS.build(spec.spec())
+    for spec in config.postprocess:
+        POSTPROCESSORS.build(spec.spec(), classes=classes)
 
 
 def _spacing(config: Config, report: CheckReport, ids: SplitIds) -> Spacing | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from medseg.config.schema import Train
-from medseg.errors import DataError
+from medseg.errors import DataError, MedsegError
 from medseg.files import atomic
 from medseg.networks.assembly import Network
 
@@ -52,20 +53,35 @@ class State:
                 old.copy_(buffer)
 
     def save(self, path: Path) -> None:
-        """Write the state to `path`; the one that was there becomes `previous`."""
+        """Write the state to `path`; the one that was there becomes `previous`.
+
+        Raises:
+            MedsegError: The weights are not finite: nothing could go on from them.
+            DataError: It cannot be written.
+        """
+        if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
+            raise MedsegError(
+                f"the weights are not finite after step {self.step}; lower train.lr, lengthen "
+                "train.warmup or set train.precision to fp32"
+            )
+        buffer = io.BytesIO()  # torch would report a full disk as something else than an OSError
+        torch.save(self._values(), buffer)
         with atomic(path) as temporary:
-            torch.save(self._values(), temporary)
+            temporary.write_bytes(buffer.getbuffer())
             if path.exists():
                 path.replace(_previous(path))
 
     def restore(self, path: Path) -> None:
-        """Take up the state of `path`, or the one before it.
+        """Take up the state of `path`, or the one before it; stay at the start if there is none.
 
         Raises:
             DataError: Neither can be read, or they are of another network.
         """
         reasons = []
-        for file in (path, _previous(path)):
+        files = [file for file in (path, _previous(path)) if file.exists()]
+        if not files:
+            return
+        for file in files:
             try:
                 values = torch.load(file, map_location="cpu", weights_only=True)
             except Exception as error:  # noqa: BLE001  (torch raises many kinds)

@@ -88,7 +88,7 @@ class Preprocessor:
         self, settings: Preprocess, spacing: Spacing | None, references: Sequence[str] = ()
     ) -> None:
         plugins.load(references)
-        self.settings, self.spacing = settings, spacing
+        self.settings, self.spacing, self.references = settings, spacing, tuple(references)
         self._normalise = [_build(spec) for spec in settings.normalise]
 
     def __call__(self, case: LoadedCase) -> Prepared:

@@ -17,7 +17,9 @@ from medseg_plugins.monai_options import make, signature_of
 
 # The rooms of monai.transforms that change voxels; the others load, save, crop or convert.
 _ROOMS = ("intensity", "smooth_field", "spatial")
-_INTERPOLATIONS = ("bilinear", "trilinear", "area")
+# Interpolation of image and of label, by a transform's own default: "area" would thin lesions, and
+# the resampler that has it places its "nearest" half a voxel off.
+_MODES = {"bilinear": ("bilinear", "nearest"), "area": ("trilinear", "nearest-exact")}
 _CERTAIN = 50.0  # a logit whose softmax is 0 or 1 in float32
 
 
@@ -144,8 +146,8 @@ def _defaults(component: type[Any], options: dict[str, Any]) -> dict[str, Any]:
     if "allow_missing_keys" in parameters:
         defaults["allow_missing_keys"] = True
     mode = parameters["mode"].default if "mode" in parameters else None
-    if mode in _INTERPOLATIONS and not isinstance(keys, str):
-        defaults["mode"] = ["nearest" if key == "label" else str(mode) for key in keys]
+    if mode in _MODES and not isinstance(keys, str):
+        defaults["mode"] = [_MODES[mode][key == "label"] for key in keys]
     return defaults
 
 

@@ -1,0 +1,176 @@
+"""A config that is written out is read back as the same config, and explains each of its keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from medseg.config import Config, dump, loads
+from medseg.config.fields import ComponentSpec, Section
+from medseg.config.paths import models
+from medseg.config.source import parse
+
+TEXT = st.text(
+    st.characters(exclude_categories=("Cc", "Cs"), exclude_characters="\ufeff"),
+    min_size=1,
+    max_size=30,
+) | st.sampled_from(
+    ["1e-3", "1e3", "no", "on", "null", "~", "true", "010", "0x1F", "1_000", ".5", "1.", ".inf",
+     ".nan", "a: b", "a #b", "- a", "a, b", "[a]", "{a}", "&a", "*a", "!a", "'", '"', "a ", " a",
+     "2026-01-02", "1:30", "=", "<<", "%a", "@a", "`a", "|", ">", "?", "a\u2028b", "\xa0", "\\"]
+)  # fmt: skip
+NUMBER = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**18), 10**18)
+POSITIVE = st.floats(min_value=1e-300, max_value=1e300)
+OPTION = st.recursive(
+    st.none() | st.booleans() | NUMBER | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+NETWORK = st.fixed_dictionaries(
+    {"name": st.just("monai"), "net": TEXT}, optional={"options": st.dictionaries(TEXT, OPTION)}
+)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> dict[str, Any]:
+    """Values of configs: texts and numbers of all sorts, components with and without options."""
+    return {
+        "name": draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]*", fullmatch=True)),
+        "seed": draw(st.integers(0, 2**63 - 1)),
+        "data": {
+            "layout": "csv",
+            "path": "/" + draw(TEXT).strip("/").replace("~", "").replace("..", ""),
+            "channels": draw(st.dictionaries(TEXT, TEXT, min_size=1, max_size=3)),
+            "label": draw(st.none() | TEXT),
+            "classes": draw(
+                st.dictionaries(
+                    TEXT,
+                    st.integers(1, 9) | st.lists(st.integers(1, 9), min_size=1, max_size=2),
+                    min_size=1,
+                )
+            ),
+        },
+        "preprocess": {
+            "orientation": None,
+            "spacing": draw(
+                st.none() | st.just("median") | st.lists(POSITIVE, min_size=3, max_size=3)
+            ),
+        },
+        "model": {"network": draw(NETWORK)},
+        "loss": draw(
+            st.just("dice") | st.fixed_dictionaries({"name": st.just("dice"), "smooth": NUMBER})
+        ),
+        "train": {
+            "patch": draw(st.lists(st.integers(1, 512), min_size=3, max_size=3)),
+            "budget": draw(
+                st.fixed_dictionaries({"cpu_seconds": POSITIVE})
+                | st.fixed_dictionaries({"epochs": st.integers(1)})
+            ),
+            "lr": draw(POSITIVE),
+        },
+        "postprocess": draw(
+            st.lists(
+                st.just({"name": "fill_holes"})
+                | st.fixed_dictionaries({"name": st.just("min_volume"), "mm3": NUMBER}),
+                max_size=3,
+            )
+        ),
+    }
+
+
+def checked(values: dict[str, Any]) -> Config:
+    import json
+
+    return Config.model_validate_json(json.dumps(values))
+
+
+@settings(deadline=None, max_examples=150)
+@given(configs())
+def test_what_is_written_is_read_back(values: dict[str, Any]) -> None:
+    config = checked(values)
+    text = dump(config)
+    again = loads(text, "/")
+    assert again.model_copy(update={"data": config.data}) == config
+    assert again.data.model_copy(update={"path": config.data.path}) == config.data  # resolved
+    assert dump(again.model_copy(update={"data": config.data})) == text
+
+
+@settings(deadline=None, max_examples=50)
+@given(configs())
+def test_each_key_has_its_line_and_its_comment(values: dict[str, Any]) -> None:
+    """Every option of the schema is there with its description, also those left at default."""
+    lines = dump(checked(values)).splitlines()
+    wanted = [d for d in _descriptions(Config) if d in _told(lines)]
+    assert set(_descriptions(Config)) - set(wanted) == set()
+
+
+def _told(lines: list[str]) -> set[str]:
+    return {line.rsplit("  # ", 1)[1] for line in lines if "  # " in line}
+
+
+def _descriptions(model: type[BaseModel]) -> list[str]:
+    found = []
+    for field in model.model_fields.values():
+        assert field.description, field
+        found.append(field.description)
+        inner = next(models(field.annotation), None)
+        if inner is not None and issubclass(inner, Section):
+            found += _descriptions(inner)
+    return found
+
+
+@settings(deadline=None, max_examples=50)
+@given(configs())
+def test_another_reader_finds_the_same(values: dict[str, Any]) -> None:
+    """PyYAML's YAML 1.1 takes every text for a text, every number for the same number."""
+    text = dump(checked(values))
+    assert yaml.safe_load(text) == parse(text, "f").values
+
+
+def test_lists_that_are_one_object_are_no_aliases() -> None:
+    same = [2, 2, 2]
+    spec = ComponentSpec.model_validate({"name": "resnet", "strides": [same, same, same]})
+    config = loads(
+        "name: a\ndata: {layout: msd, path: x}\nmodel: {encoder: vgg, decoder: unet}\n"
+        "train: {patch: [8, 8, 8], budget: {steps: 1}}\n",
+        "/",
+    )
+    config = config.model_copy(update={"model": config.model.model_copy(update={"encoder": spec})})
+    text = dump(config)
+    assert "strides: [[2, 2, 2], [2, 2, 2], [2, 2, 2]]" in text
+    assert loads(text, "/") == config
+
+
+@pytest.mark.parametrize("text", ["x" * 20_000, "a b " * 5000 + "c", "a\u2028" * 5000])
+def test_long_texts_stay_on_their_line(text: str) -> None:
+    config = checked(
+        {
+            "name": "a",
+            "data": {"layout": "msd", "path": "/x", "label": text},
+            "model": {"encoder": "vgg", "decoder": "unet"},
+            "train": {"patch": [8, 8, 8], "budget": {"steps": 1}},
+        }
+    )
+    assert loads(dump(config), "/") == config
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(1e-7, "1.0e-07"), (0.0025, "0.0025"), (1e16, "1.0e+16"), (2.0, "2.0"), (0.1, "0.1")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    config = checked(
+        {
+            "name": "a",
+            "data": {"layout": "msd", "path": "/x"},
+            "model": {"encoder": "vgg", "decoder": "unet"},
+            "train": {"patch": [8, 8, 8], "budget": {"steps": 1}, "lr": value},
+        }
+    )
+    (line,) = [line for line in dump(config).splitlines() if line.startswith("  lr:")]
+    assert line.split("#")[0].strip() == f"lr: {text}"

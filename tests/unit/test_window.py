@@ -1,0 +1,160 @@
+"""Whole-volume inference: windows as MONAI's, one pass, flips, precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from monai.inferers import sliding_window_inference
+from torch import Tensor, nn
+
+from medseg.config.schema import Config, Inference
+from medseg.errors import ConfigError, MedsegError
+from medseg.inference.window import autocast, check_patch, predict_volume
+
+PATCH = (8, 8, 8)
+
+
+class Net(nn.Module):
+    """A network of one convolution that counts its calls and takes multiples of 4 alone."""
+
+    def __init__(self, *, symmetric: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv3d(1, 3, 3, padding=1)
+        if symmetric:
+            nn.init.constant_(self.conv.weight, 0.1)
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        assert all(n % 4 == 0 for n in x.shape[2:])
+        self.shapes.append(tuple(x.shape))
+        return self.conv(x), torch.full_like(x, torch.nan)  # auxiliary outputs count nowhere
+
+
+def settings(**options: Any) -> Inference:
+    values = {"precision": "fp32", "mode": "window", **options}
+    return Inference.model_validate(values, strict=False)
+
+
+def predict(net: nn.Module, image: Tensor, **options: Any) -> Tensor:
+    return predict_volume(net.eval(), image, settings(**options), PATCH, (4, 4, 4))
+
+
+def volume(*shape: int) -> Tensor:
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("shape", [(20, 17, 13), (8, 30, 9), (5, 6, 21)])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_windows_are_monais(shape: tuple[int, ...], overlap: float, batch: int) -> None:
+    net, image = Net(), volume(*shape)
+    peer = sliding_window_inference(
+        image[None],
+        PATCH,
+        1,
+        net.conv,
+        overlap=overlap,
+        mode="gaussian",
+        padding_mode="replicate",
+    )
+    out = predict(net, image, overlap=overlap, batch=batch)
+    torch.testing.assert_close(out, peer[0].detach().softmax(0))
+    assert out.shape == (3, *shape)
+    assert max(s[0] for s in net.shapes) == batch or len(net.shapes) == 1
+    assert {s[2:] for s in net.shapes} == {PATCH}
+
+
+def test_the_windows_may_be_larger_than_those_of_training() -> None:
+    net = Net()
+    predict(net, volume(20, 20, 20), patch=(12, 16, 8))
+    assert {s[2:] for s in net.shapes} == {(12, 16, 8)}
+
+
+def test_one_window_is_the_whole_volume() -> None:
+    net, image = Net(), volume(*PATCH)
+    torch.testing.assert_close(predict(net, image), predict(net, image, mode="whole"))
+    assert len(net.shapes) == 2
+
+
+def test_a_whole_pass_is_the_networks_own() -> None:
+    net, image = Net(), volume(12, 8, 16)
+    out = predict(net, image, mode="whole")
+    torch.testing.assert_close(out, net.conv(image[None])[0].detach().softmax(0))
+
+
+def test_a_whole_pass_repeats_the_end_up_to_a_size_that_fits() -> None:
+    net, image = Net(), volume(11, 6, 13)
+    out = predict(net, image, mode="whole")
+    assert net.shapes == [(1, 1, 12, 8, 16)]
+    assert out.shape == (3, 11, 6, 13)
+    inside = (slice(None), slice(0, -1), slice(0, -1), slice(0, -1))
+    expected = net.conv(image[None])[0].detach().softmax(0)
+    torch.testing.assert_close(out[inside], expected[inside])
+
+
+def test_auto_takes_one_pass_up_to_the_limit() -> None:
+    net, image = Net(), volume(12, 12, 12)
+    predict(net, image, mode="auto", whole_voxels=12**3)
+    assert net.shapes == [(1, 1, 12, 12, 12)]
+    net.shapes.clear()
+    predict(net, image, mode="auto", whole_voxels=12**3 - 1)
+    assert {s[2:] for s in net.shapes} == {PATCH}
+
+
+@pytest.mark.parametrize("mode", ["window", "whole"])
+@pytest.mark.parametrize("axes", [(0,), (2,), (0, 1), (0, 1, 2)])
+def test_flips_are_averaged_as_probabilities(mode: str, axes: tuple[int, ...]) -> None:
+    net, image = Net(), volume(12, 8, 16)
+    expected, count = torch.zeros(3, 12, 8, 16), 0
+    for bits in range(2 ** len(axes)):
+        chosen = [axis + 1 for n, axis in enumerate(axes) if bits >> n & 1]
+        expected += predict(net, image.flip(chosen), mode=mode).flip(chosen)
+        count += 1
+    out = predict(net, image, mode=mode, flip=axes)
+    torch.testing.assert_close(out, expected / count)
+    assert not torch.allclose(out, predict(net, image, mode=mode))
+    torch.testing.assert_close(out.sum(0), torch.ones(12, 8, 16))
+
+
+def test_flips_of_a_symmetric_network_change_nothing() -> None:
+    net, image = Net(symmetric=True), volume(12, 8, 16)
+    torch.testing.assert_close(
+        predict(net, image, mode="whole", flip=(0, 1, 2)), predict(net, image, mode="whole")
+    )
+
+
+def test_half_precision_stays_near() -> None:
+    net, image = Net(), volume(12, 12, 12)
+    exact = predict(net, image)
+    half = predict(net, image, precision="bf16")
+    assert half.dtype == torch.float32
+    assert 0 < float((exact - half).abs().max()) < 0.02
+
+
+def test_fp16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(MedsegError, match="fp16 needs a CUDA device; use bf16 or fp32"):
+        autocast(torch.device("cpu"), "fp16")
+    net = Net()
+    with pytest.raises(MedsegError, match="fp16"):
+        predict(net, volume(8, 8, 8), precision="fp16")
+    assert not net.shapes
+
+
+def test_a_window_that_the_strides_do_not_divide_is_refused() -> None:
+    config = Config.model_validate(
+        {
+            "name": "x",
+            "data": {"layout": "msd", "path": "x"},
+            "model": {"network": "y"},
+            "train": {"patch": (8, 8, 8), "budget": {"steps": 1}},
+            "inference": {"patch": (8, 10, 16)},
+        },
+        strict=False,
+    )
+    check_patch(config, (8, 2, 4))
+    with pytest.raises(ConfigError, match=r"inference\.patch \[8, 10, 16\].*\[8, 4, 4\].*try") as e:
+        check_patch(config, (8, 4, 4))
+    assert e.value.path == ("inference", "patch")
