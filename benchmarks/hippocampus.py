@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +30,24 @@ def main() -> None:
     options = parser.parse_args()
     data = options.data.resolve()
     where = [f"data.path={data}", f"data.split.file={data / 'split.json'}"]
-    print(f"{machine()}\n\n| recipe | CPU s | seeds | Dice | HD95 mm | worst | steps | outside |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    results: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        for seconds in options.peer_seconds:
-            results = [
-                peer("hippocampus.yaml", Path(folder) / f"monai-{seconds}-{seed}",
-                     job(data, seconds, seed), *where)
-                for seed in range(options.seeds)
-            ]  # fmt: skip
-            show("MONAI UNet", seconds, results)
-        for seconds in options.seconds:
-            results = [
-                medseg("hippocampus.yaml", Path(folder) / f"medseg-{seconds}-{seed}", *where,
-                       f"seed={seed}", f"train.budget={{cpu_seconds: {seconds}}}")
-                for seed in range(options.seeds)
-            ]  # fmt: skip
-            show("medseg", seconds, results)
+        for seed in range(options.seeds):  # interleaved: a slower hour slows both
+            for seconds in options.peer_seconds:
+                output = Path(folder) / f"monai-{seconds}-{seed}"
+                found = peer("hippocampus.yaml", output, job(data, seconds, seed), *where)
+                results["MONAI UNet", seconds].append(found)
+                print("MONAI UNet", seconds, seed, found, file=sys.stderr, flush=True)
+            for seconds in options.seconds:
+                output = Path(folder) / f"medseg-{seconds}-{seed}"
+                budget = f"train.budget={{cpu_seconds: {seconds}}}"
+                found = medseg("hippocampus.yaml", output, *where, f"seed={seed}", budget)
+                results["medseg", seconds].append(found)
+                print("medseg", seconds, seed, found, file=sys.stderr, flush=True)
+    print(f"{machine()}\n\n| recipe | CPU s | seeds | Dice | HD95 mm | worst | steps | outside |")
+    print("|---|---|---|---|---|---|---|---|")
+    for (name, seconds), found_all in results.items():
+        show(name, seconds, found_all)
 
 
 def job(data: Path, seconds: int, seed: int) -> dict[str, Any]:

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import machine, mean, medseg, peer
+from common import CONFIGS, machine, mean, medseg, peer
 
+from medseg.config import load
 from medseg.config.schema import Split
 from medseg.volumes.cases import find
 from medseg.volumes.dataset import Dataset
@@ -34,29 +36,20 @@ def main() -> None:
     parser.add_argument("--no-peer", action="store_true")
     options = parser.parse_args()
     manifest = options.data.resolve() / "manifest.csv"
-    from common import CONFIGS
-
-    from medseg.config import load
-
     dataset = find(load(CONFIGS / "sts_pet.yaml", [f"data.path={manifest}"]).data)
     print(f"{machine()}\n\n| recipe | CPU s a fold | Dice | of each fold |")
     print("|---|---|---|---|", flush=True)
     thresholds(dataset)
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(options.seeds):
-            ways = {"medseg": ours} if options.no_peer else {"MONAI UNet": theirs, "medseg": ours}
+            ways = {"medseg": ours} if options.no_peer else {"medseg": ours, "MONAI UNet": theirs}
             for name, way in ways.items():
-                results = [
-                    way(
-                        Path(folder) / f"{name}-{seed}-{fold}",
-                        manifest,
-                        dataset,
-                        fold,
-                        seed,
-                        options.seconds,
-                    )
-                    for fold in range(5)
-                ]
+                results = []
+                for fold in range(5):
+                    output = Path(folder) / f"{name}-{seed}-{fold}"
+                    found = way(output, manifest, dataset, fold, seed, options.seconds)
+                    print(name, seed, fold, found, file=sys.stderr, flush=True)
+                    results.append(found)
                 each = " ".join(f"{result['dice']:.3f}" for result in results)
                 print(
                     f"| {name}, seed {seed} | {options.seconds} "

@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from medseg import __version__
 from medseg.console import console, errors, show_warnings_briefly
 from medseg.errors import MedsegError
+from medseg.version import VERSION
 
 OK, SOME_FAILED, REFUSED = 0, 1, 2
 
@@ -52,10 +52,12 @@ def demo(
 @app.command()
 def check(config: ConfigFile, plugin: Plugins = None, overrides: Overrides = None) -> None:
     """Check a config, its cases and its network, and say what training would take."""
-    from medseg import checking
     from medseg.config import load
 
-    checking.check(load(config, overrides or [], plugin or []))
+    loaded = load(config, overrides or [], plugin or [])  # its mistakes come before torch does
+    from medseg import checking
+
+    checking.check(loaded)
 
 
 @app.command()
@@ -138,7 +140,7 @@ def plugins(plugin: Plugins = None) -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        console.print(f"medseg {__version__}")
+        console.print(f"medseg {VERSION}")
         raise typer.Exit(OK)
 
 

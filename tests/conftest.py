@@ -31,7 +31,7 @@ RECIPE: dict[str, Any] = {
         "threads": 1,
     },
     "augment": {"flip": [0]},
-    "inference": {"precision": "fp32"},
+    "inference": {"mode": "auto", "precision": "fp32"},
 }
 
 

@@ -84,18 +84,23 @@ def _checked(source: Source) -> Config:
 
 def _schema_problems(source: Source, error: ValidationError) -> Iterator[Problem]:
     """One problem a place: the branches of a union that all failed are told together."""
-    unreadable = {problem.where for problem in source.problems}
     messages: dict[tuple[Where, str], list[str]] = {}
     for item in error.errors():
         where, message = _told(source, item["loc"], item)
-        if item["input"] is None and dotted(where) in unreadable:
-            continue
         is_branch = not message.startswith(("unknown key", "needs the key"))
-        messages.setdefault((where, "" if is_branch else message), []).append(message)
+        if not (is_branch and _holds_unreadable(source, where)):
+            messages.setdefault((where, "" if is_branch else message), []).append(message)
     for (where, whole), told in messages.items():
         text = "; or ".join(dict.fromkeys(told))
         is_key = whole.startswith("unknown")
         yield Problem(source.place(where, key=is_key), dotted(where), text)
+
+
+def _holds_unreadable(source: Source, where: Where) -> bool:
+    """Whether the text itself was wrong here or inside: what follows from that is not told."""
+    here = dotted(where)
+    return any(p.where == here or p.where.startswith((f"{here}.", f"{here}["))
+               for p in source.problems)  # fmt: skip
 
 
 def _told(source: Source, loc: Where, item: Any) -> tuple[Where, str]:
@@ -169,11 +174,10 @@ def _option_problems(
 ) -> Iterator[Problem]:
     what, options = f"{kind} {spec['name']!r}", {k: v for k, v in spec.items() if k != "name"}
     supplies = REGISTRIES[kind].supplies
-    unreadable = {problem.where for problem in source.problems}
     for inner, message in option_problems(what, signature, options, supplies):
         place = source.known((*where, *inner))
         is_key = inner[:1] != () and (inner[0] in supplies or inner[0] not in signature.parameters)
-        if dotted(place) not in unreadable:
+        if is_key or not _holds_unreadable(source, place):
             yield Problem(source.place(place, key=is_key), dotted(place), message)
 
 

@@ -47,7 +47,7 @@ class Problem:
     def __str__(self) -> str:
         head = f"{self.place.file}:{self.place.line}:{self.place.column}: "
         head += f"{self.where}: {self.message}" if self.where else self.message
-        start = max(0, self.place.column - 1 - _SHOWN // 2)
+        start = max(0, min(self.place.column - 1 - _SHOWN // 2, len(self.place.text) - _SHOWN))
         text = _UNSAFE.sub("?", self.place.text[start : start + _SHOWN])
         before = text[: self.place.column - 1 - start]
         caret = re.sub(r"[^\t]", " ", before) + "^"
@@ -221,7 +221,9 @@ class _Walk:
             here = (*where, key.value)
             if key.value in values:
                 first = self.source.keys[here].line
-                self.problem(key, here, f"key {key.value!r} is given twice (first on line {first})")
+                self.problem(
+                    key, where, f"key {key.value!r} is given twice (first on line {first})"
+                )
                 continue
             self.source.keys[here] = self.place(key)
             values[key.value] = self.value(item, here)

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from medseg import __version__, plugins
+from medseg import plugins
 from medseg.console import Tick
 from medseg.errors import DataError, MedsegError
 from medseg.files import atomic, read_json, sha256, write_json
 from medseg.inference.predictor import Predictor
 from medseg.postprocess.prediction import Prediction
+from medseg.version import VERSION
 from medseg.volumes.dataset import Case
 from medseg.volumes.image import Image
 from medseg.volumes.writer import write
@@ -118,7 +119,7 @@ def _provenance(predictor: Predictor, model: Path) -> dict[str, Any]:
     parts["plugins"] = plugins.fingerprint(config.plugins)
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return {
-        "medseg": __version__,
+        "medseg": VERSION,
         "torch": torch.__version__,
         "device": predictor.device.type,
         "model": sha256(model),

@@ -17,10 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
-from medseg import __version__, plugins
+from medseg import plugins
 from medseg.config import Config, dump, loads
 from medseg.errors import ConfigError, DataError
 from medseg.files import atomic
+from medseg.version import VERSION
 from medseg.volumes.dataset import Labels
 
 _FORMAT = 1
@@ -57,7 +58,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     """
     about = {
         "format": _FORMAT,
-        "medseg": __version__,
+        "medseg": VERSION,
         "config": dump(checkpoint.config.model_copy(update={"plugins": ()})),
         "channels": checkpoint.channels,
         "classes": checkpoint.labels.classes,
@@ -92,7 +93,7 @@ def load(path: Path, references: Sequence[str] = (), overrides: Sequence[str] = 
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(path, f"not a readable model ({error})") from error
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
-        raise DataError(path, f"not a model of medseg {__version__}")
+        raise DataError(path, f"not a model of medseg {VERSION}")
     plugins.load(references)
     try:
         used = [dict(plugin) for plugin in about["plugins"]]

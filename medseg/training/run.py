@@ -13,10 +13,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from medseg import __version__, plugins
+from medseg import plugins
 from medseg.config import Config, dump
 from medseg.errors import ConfigError, DataError
 from medseg.files import read_json, sha256, write_json, write_text
+from medseg.version import VERSION
 from medseg.volumes.dataset import Dataset
 from medseg.volumes.split import SplitIds
 
@@ -141,7 +142,7 @@ def environment(config: Config, dataset: Dataset) -> Record:
     """Versions, the machine, the plugins and a hash of every input file."""
     packages = ("torch", "monai", "numpy", "scipy", "nibabel", "pydantic", "safetensors")
     return {
-        "medseg": __version__,
+        "medseg": VERSION,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": {name: metadata.version(name) for name in packages},

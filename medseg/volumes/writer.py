@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from nibabel.nifti2 import Nifti2Header
 
 from medseg.errors import DataError
 from medseg.files import atomic
+from medseg.version import VERSION
 from medseg.volumes.findings import Findings
 from medseg.volumes.geometry import corner_distance, same_grid
 from medseg.volumes.header import HeaderInfo, parse
@@ -114,7 +114,7 @@ def _head(raw: Any, data: Array, dtype: np.dtype[Any]) -> bytes:
     header["dim"] = dim
     header.set_data_dtype(dtype)
     header["vox_offset"] = int(header["sizeof_hdr"]) + 4
-    header["descrip"] = f"medseg {version('medseg')}"
+    header["descrip"] = f"medseg {VERSION}"
     return bytes(header.binaryblock) + bytes(4)
 
 

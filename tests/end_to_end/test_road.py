@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from medseg.config import load
@@ -38,10 +39,10 @@ model:
 train:
   patch: [24, 24, 24]
   batch: 4
-  budget: {steps: 120}
+  budget: {steps: 200}
   foreground: 0.7
   lr: 5e-3
-  validate_every: 60
+  validate_every: 100
   precision: fp32
   threads: 1
 augment: {flip: [0, 1, 2]}
@@ -105,8 +106,12 @@ def scored(road: Path, cli: Cli) -> Path:
     return road / "scores"
 
 
+def log(road: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (road / "run" / "log.jsonl").read_text().splitlines()]
+
+
 class Page(HTMLParser):
-    """What a page would fetch, and whether its tags are balanced."""
+    """What a page would fetch."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -140,8 +145,6 @@ def test_the_resolved_config_is_the_run_again(road: Path) -> None:
 
 
 def test_the_environment_says_what_it_was_made_with(road: Path) -> None:
-    import torch
-
     known = json.loads((road / "run" / "environment.json").read_text())
     assert known["packages"]["torch"] == torch.__version__
     assert len(known["inputs"]) == 12 * 3
@@ -150,16 +153,16 @@ def test_the_environment_says_what_it_was_made_with(road: Path) -> None:
 
 
 def test_the_log_tells_how_it_went(road: Path) -> None:
-    records = [json.loads(line) for line in (road / "run" / "log.jsonl").open()]
-    assert [record["step"] for record in records] == [25, 50, 60, 75, 100, 120]
-    assert records[-1]["loss"] < 0.6 * records[0]["loss"]
-    assert [r["step"] for r in records if "validation" in r] == [60, 120]
+    records = log(road)
+    assert [record["step"] for record in records] == list(range(25, 201, 25))
+    assert records[-1]["loss"] < 0.7 * records[0]["loss"]
+    assert [r["step"] for r in records if "validation" in r] == [100, 200]
     assert all(0 <= record["outside"] <= 1 for record in records)
 
 
 def test_it_finds_lesions_in_heads_it_never_saw(road: Path, scored: Path) -> None:
     summary = json.loads((scored / "summary.json").read_text())
-    rows = list(csv.DictReader((scored / "scores.csv").open()))
+    rows = list(csv.DictReader((scored / "scores.csv").read_text().splitlines()))
     assert {row["case"] for row in rows} == {"head_013", "head_014", "head_015"}
     found = dice(road / "masks", road / "heads" / "labelsTs")
     # All voxels of the head would score below .03, the brightest in either channel below .2.
@@ -202,8 +205,6 @@ def test_reports_need_nothing_from_elsewhere(report: str, road: Path, scored: Pa
     assert page.fetched
     assert all(source.startswith(("data:", "#")) for source in page.fetched)
     assert not re.search(r"url\((?!['\"]?(data:|#))|@import|<script[^>]+src", text)
-    first = next((scored.glob("*.csv"))).open().readline()
-    assert "dice" in first
 
 
 def test_the_api_gives_the_masks_of_the_command(road: Path) -> None:
@@ -215,9 +216,8 @@ def test_the_api_gives_the_masks_of_the_command(road: Path) -> None:
 
 
 def test_the_best_model_is_the_one_of_the_best_validation(road: Path) -> None:
-    records = [json.loads(line) for line in (road / "run" / "log.jsonl").open()]
-    scores = [record["validation"]["lesion"] for record in records if "validation" in record]
-    state: dict[str, Any] = __import__("torch").load(road / "run" / "last.pt", weights_only=True)
+    scores = [r["validation"]["lesion"] for r in log(road) if "validation" in r]
+    state = torch.load(road / "run" / "last.pt", weights_only=True)
     assert state["best"] == pytest.approx(max(scores))
     is_last_best = scores[-1] == max(scores)
     same = (road / "run" / "model.safetensors").read_bytes() == (

@@ -177,6 +177,7 @@ def data(heads: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("spoil, said", WRONG, ids=[spoil.__name__ for spoil, _ in WRONG])
+@pytest.mark.slow
 def test_training_refuses_and_leaves_nothing(
     spoil: Spoil, said: list[str], data: Path, recipe: Recipe, tmp_path: Path, cli: Cli
 ) -> None:
@@ -201,6 +202,7 @@ def test_check_says_the_same(
     assert "Ready" not in told
 
 
+@pytest.mark.slow
 def test_check_of_what_is_well(recipe: Recipe, cli: Cli) -> None:
     code, told = cli("check", "-c", recipe())
     assert code == 0, told
@@ -217,6 +219,7 @@ def test_all_bad_files_are_told_at_once(data: Path, recipe: Recipe, cli: Cli) ->
         assert name in told
 
 
+@pytest.mark.slow
 def test_images_that_are_no_pair_name_both_sides(data: Path, recipe: Recipe, cli: Cli) -> None:
     """The folder layout finds cases by their files, so that one half is enough to be one."""
     settings = {
@@ -267,6 +270,7 @@ def test_a_device_that_is_not_there_is_told(recipe: Recipe, tmp_path: Path, cli:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_masks_that_are_missing_or_elsewhere_are_told_by_evaluate(
     data: Path, recipe: Recipe, tmp_path: Path, cli: Cli
 ) -> None:

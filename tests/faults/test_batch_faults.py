@@ -127,6 +127,7 @@ def test_bad_cases_are_named_and_the_others_predicted(
     assert "0 predicted, 8 were up to date, 0 failed" in said
 
 
+@pytest.mark.slow
 def test_any_case_fails_the_same_in_whatever_place(
     network: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +136,7 @@ def test_any_case_fails_the_same_in_whatever_place(
     assert failures(tmp_path / "out") == dict.fromkeys("abc", "ValueError: no")
 
 
+@pytest.mark.slow
 def test_an_interrupt_is_no_bad_case(
     network: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +148,7 @@ def test_an_interrupt_is_no_bad_case(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "gone", "edited", "no record", "torn record"])
+@pytest.mark.slow
 def test_a_damaged_output_is_made_again(
     damage: str, network: Path, few: Path, tmp_path: Path
 ) -> None:
@@ -172,6 +175,7 @@ def truncate_to(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
 
+@pytest.mark.slow
 def test_damaged_probabilities_are_made_again(network: Path, few: Path, tmp_path: Path) -> None:
     output, wanted = tmp_path / "out", "inference.probabilities=true"
     assert predict(network, few, output, wanted) == ("abc", "", "")
@@ -194,6 +198,7 @@ def test_a_changed_input_is_predicted_again(network: Path, few: Path, tmp_path: 
     assert predict(network, few, output) == ("a", "bc", "")
 
 
+@pytest.mark.slow
 def test_exchanged_channels_are_another_input(network: Path, few: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     predict(network, few, output)
@@ -204,6 +209,7 @@ def test_exchanged_channels_are_another_input(network: Path, few: Path, tmp_path
     assert predict(network, few, output) == ("b", "ac", "")
 
 
+@pytest.mark.slow
 def test_inputs_may_move(network: Path, few: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     predict(network, few, output)
@@ -211,6 +217,7 @@ def test_inputs_may_move(network: Path, few: Path, tmp_path: Path) -> None:
     assert predict(network, moved, output) == ("", "abc", "")
 
 
+@pytest.mark.slow
 def test_another_model_predicts_all_again(
     network: Path, model: Model, few: Path, tmp_path: Path
 ) -> None:
@@ -230,6 +237,7 @@ def test_another_model_predicts_all_again(
         "train.patch=[8,8,8]",  # the window, where inference.patch names none
     ],
 )
+@pytest.mark.slow
 def test_other_settings_predict_all_again(
     override: str, network: Path, few: Path, tmp_path: Path
 ) -> None:
@@ -241,6 +249,7 @@ def test_other_settings_predict_all_again(
     assert predict(network, few, output, override, "evaluation.lesions=true") == ("", "ab", "")
 
 
+@pytest.mark.slow
 def test_a_case_that_fails_has_no_mask_of_before(
     network: Path, few: Path, tmp_path: Path, cli: Cli
 ) -> None:
@@ -255,6 +264,7 @@ def test_a_case_that_fails_has_no_mask_of_before(
     assert left == ["a.json", "a.nii.gz", "a_probabilities.nii.gz", "failures.json"]
 
 
+@pytest.mark.slow
 def test_what_others_left_under_the_name_is_kept_when_a_case_fails(
     network: Path, few: Path, tmp_path: Path
 ) -> None:

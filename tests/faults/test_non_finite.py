@@ -87,6 +87,7 @@ def test_it_fails_one_case_and_never_becomes_background(
     assert [item["id"] for item in content["failed"]] == ["head_002"]
 
 
+@pytest.mark.slow
 def test_nan_voxels_are_counted_and_become_zero(
     model: Callable[..., Path], heads: Path, tmp_path: Path
 ) -> None:
@@ -158,6 +159,7 @@ def test_weights_that_are_not_finite_are_never_saved(
         assert not (tmp_path / "run" / name).exists()
 
 
+@pytest.mark.slow
 def test_nan_voxels_do_not_reach_training(recipe: Recipe, heads: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(heads, data)

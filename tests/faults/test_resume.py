@@ -23,6 +23,7 @@ from medseg.training import loop
 from medseg.training.run import RunFolder
 from medseg.training.state import State
 
+pytestmark = pytest.mark.slow
 Recipe = Callable[..., Path]
 
 LONG: dict[str, Any] = {
@@ -97,7 +98,6 @@ def same_end(run: Path, whole: Path) -> None:
     assert steps == [record["step"] for record in RunFolder(whole).records()]
 
 
-@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_weights(
     recipe: Recipe, tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ def test_what_is_there_is_not_made_again(
     assert fill(setup, tmp_path) == first
 
 
+@pytest.mark.slow
 def test_another_input_or_setting_makes_another_entry(recipe: Recipe, tmp_path: Path) -> None:
     seen = set()
     for settings in (

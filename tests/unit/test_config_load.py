@@ -30,8 +30,8 @@ def told(*overrides: str, more: str = "", text: str | None = None) -> list[str]:
     lines = str(caught.value).split("\n")
     assert len(lines) % 3 == 0
     for head, shown, caret in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
-        column = int(head.split(":")[2])
-        assert caret.index("^") == min(column + 3, len(shown), 64) or column > 60
+        assert len(shown) < 120
+        assert caret.index("^") == int(head.split(":")[2]) + 3
     return lines[::3]
 
 
@@ -161,7 +161,7 @@ def test_an_override_takes_the_place_of_a_mistake() -> None:
         ("model.encoder=resnt", "1:15: model.encoder: unknown encoder 'resnt'; did you mean "),
         ("name=!!python/name:os.system x", "1:6: name: the tag 'tag:yaml.org,2002:python/name:"),
         ("data.label=!foo x", "1:12: data.label: the tag '!foo' is not allowed"),
-        ("data.classes={a: 1, a: 2}", "1:21: data.classes.a: key 'a' is given twice"),
+        ("data.classes={a: 1, a: 2}", "1:21: data.classes: key 'a' is given twice"),
         ("data.channels={a: [&x 1]}", "1:20: data.channels: not valid YAML: anchors (&)"),
         ("train.patch=[8, 8, .nan]", "1:20: train.patch[2]: a finite number expected"),
         ("train.lr=\x1b[31m", "1:10: train.lr: not valid YAML: a character that no text has"),

@@ -105,9 +105,9 @@ def test_nesting_has_room_for_what_configs_need() -> None:
 
 def test_keys_are_given_once() -> None:
     assert problems("a: 1\nb: {c: 1, d: 2, c: 3}\na: 4\na: 5") == [
-        (2, 17, "b.c", "key 'c' is given twice (first on line 2)"),
-        (3, 1, "a", "key 'a' is given twice (first on line 1)"),
-        (4, 1, "a", "key 'a' is given twice (first on line 1)"),
+        (2, 17, "b", "key 'c' is given twice (first on line 2)"),
+        (3, 1, "", "key 'a' is given twice (first on line 1)"),
+        (4, 1, "", "key 'a' is given twice (first on line 1)"),
     ]
     assert parse("a: 1\na: 4", "f").values == {"a": 1}
 

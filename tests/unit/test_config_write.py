@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -84,12 +85,21 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def checked(values: dict[str, Any]) -> Config:
-    import json
-
     return Config.model_validate_json(json.dumps(values))
 
 
-@settings(deadline=None, max_examples=150)
+def small(*, label: str | None = None, lr: float = 1e-3) -> Config:
+    return checked(
+        {
+            "name": "a",
+            "data": {"layout": "msd", "path": "/x", "label": label},
+            "model": {"encoder": "vgg", "decoder": "unet"},
+            "train": {"patch": [8, 8, 8], "budget": {"steps": 1}, "lr": lr},
+        }
+    )
+
+
+@settings(deadline=None, max_examples=50)
 @given(configs())
 def test_what_is_written_is_read_back(values: dict[str, Any]) -> None:
     config = checked(values)
@@ -100,7 +110,7 @@ def test_what_is_written_is_read_back(values: dict[str, Any]) -> None:
     assert dump(again.model_copy(update={"data": config.data})) == text
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(configs())
 def test_each_key_has_its_line_and_its_comment(values: dict[str, Any]) -> None:
     """Every option of the schema is there with its description, also those left at default."""
@@ -124,7 +134,7 @@ def _descriptions(model: type[BaseModel]) -> list[str]:
     return found
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(configs())
 def test_another_reader_finds_the_same(values: dict[str, Any]) -> None:
     """PyYAML's YAML 1.1 takes every text for a text, every number for the same number."""
@@ -135,11 +145,7 @@ def test_another_reader_finds_the_same(values: dict[str, Any]) -> None:
 def test_lists_that_are_one_object_are_no_aliases() -> None:
     same = [2, 2, 2]
     spec = ComponentSpec.model_validate({"name": "resnet", "strides": [same, same, same]})
-    config = loads(
-        "name: a\ndata: {layout: msd, path: x}\nmodel: {encoder: vgg, decoder: unet}\n"
-        "train: {patch: [8, 8, 8], budget: {steps: 1}}\n",
-        "/",
-    )
+    config = small()
     config = config.model_copy(update={"model": config.model.model_copy(update={"encoder": spec})})
     text = dump(config)
     assert "strides: [[2, 2, 2], [2, 2, 2], [2, 2, 2]]" in text
@@ -148,14 +154,7 @@ def test_lists_that_are_one_object_are_no_aliases() -> None:
 
 @pytest.mark.parametrize("text", ["x" * 20_000, "a b " * 5000 + "c", "a\u2028" * 5000])
 def test_long_texts_stay_on_their_line(text: str) -> None:
-    config = checked(
-        {
-            "name": "a",
-            "data": {"layout": "msd", "path": "/x", "label": text},
-            "model": {"encoder": "vgg", "decoder": "unet"},
-            "train": {"patch": [8, 8, 8], "budget": {"steps": 1}},
-        }
-    )
+    config = small(label=text)
     assert loads(dump(config), "/") == config
 
 
@@ -164,13 +163,6 @@ def test_long_texts_stay_on_their_line(text: str) -> None:
     [(1e-7, "1.0e-07"), (0.0025, "0.0025"), (1e16, "1.0e+16"), (2.0, "2.0"), (0.1, "0.1")],
 )
 def test_numbers_are_short(value: float, text: str) -> None:
-    config = checked(
-        {
-            "name": "a",
-            "data": {"layout": "msd", "path": "/x"},
-            "model": {"encoder": "vgg", "decoder": "unet"},
-            "train": {"patch": [8, 8, 8], "budget": {"steps": 1}, "lr": value},
-        }
-    )
-    (line,) = [line for line in dump(config).splitlines() if line.startswith("  lr:")]
+    lines = dump(small(lr=value)).splitlines()
+    (line,) = [line for line in lines if line.startswith("  lr:")]
     assert line.split("#")[0].strip() == f"lr: {text}"

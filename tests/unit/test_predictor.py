@@ -18,6 +18,12 @@ from medseg.inference.predictor import Predictor, pick_device
 Model = Callable[..., Path]
 
 
+@pytest.fixture(scope="module")
+def network(model: Model) -> Path:
+    """A model. Do not change."""
+    return model()
+
+
 @pytest.fixture
 def files(heads: Path) -> list[Path]:
     """The channels of a head in voxels of 4 x 4 x 6 mm, stored LPS or RAS."""
@@ -30,8 +36,8 @@ def stacked(files: list[Path]) -> nib.Nifti1Image:
     return nib.Nifti1Image(data, volumes[0].affine)
 
 
-def test_every_way_in_gives_the_same(model: Model, files: list[Path]) -> None:
-    predictor = medseg.Predictor.load(model())
+def test_every_way_in_gives_the_same(network: Path, files: list[Path]) -> None:
+    predictor = medseg.Predictor.load(network)
     image = stacked(files)
     array = np.moveaxis(image.get_fdata(), -1, 0)
     by_list = predictor.predict(files)
@@ -43,6 +49,7 @@ def test_every_way_in_gives_the_same(model: Model, files: list[Path]) -> None:
         np.testing.assert_allclose(other.affine, by_list.affine, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_single_channel_may_come_by_itself(
     model: Model, files: list[Path], tmp_path: Path
 ) -> None:
@@ -57,6 +64,7 @@ def test_a_single_channel_may_come_by_itself(
         np.testing.assert_array_equal(predictor.predict(volume).labels, expected)
 
 
+@pytest.mark.slow
 def test_a_4d_file_holds_the_channels_of_layout_msd(
     model: Model, files: list[Path], tmp_path: Path
 ) -> None:
@@ -83,23 +91,23 @@ def test_a_4d_file_holds_the_channels_of_layout_msd(
 
 
 def test_labels_are_the_likeliest_of_probabilities_that_sum_to_one(
-    model: Model, files: list[Path]
+    network: Path, files: list[Path]
 ) -> None:
-    prediction = Predictor.load(model()).predict(files, probabilities=True)
+    prediction = Predictor.load(network).predict(files, probabilities=True)
     shares = prediction.probabilities
     assert shares is not None
     assert shares.shape == (2, *prediction.labels.shape)
     np.testing.assert_allclose(shares.sum(0), 1, atol=1e-5)
     np.testing.assert_array_equal(shares.argmax(0), prediction.labels)
-    assert Predictor.load(model()).predict(files).probabilities is None
+    assert Predictor.load(network).predict(files).probabilities is None
 
 
-def test_postprocessing_is_applied(model: Model, files: list[Path]) -> None:
+def test_postprocessing_is_applied(network: Path, files: list[Path]) -> None:
     from scipy import ndimage
 
-    plain = Predictor.load(model()).predict(files).labels
+    plain = Predictor.load(network).predict(files).labels
     options = "postprocess=[{name: largest_component, connectivity: 6}]"
-    one = Predictor.load(model(), overrides=[options]).predict(files).labels
+    one = Predictor.load(network, overrides=[options]).predict(files).labels
     parts, count = ndimage.label(plain)
     assert count > 1
     largest = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
@@ -107,8 +115,8 @@ def test_postprocessing_is_applied(model: Model, files: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("way", ["path", "list", "nibabel", "array"])
-def test_the_wrong_number_of_channels_is_named(way: str, model: Model, files: list[Path]) -> None:
-    predictor = Predictor.load(model())
+def test_the_wrong_number_of_channels_is_named(way: str, network: Path, files: list[Path]) -> None:
+    predictor = Predictor.load(network)
     image = nib.load(files[0])
     volumes: dict[str, Any] = {
         "path": files[0],
@@ -134,17 +142,17 @@ def test_the_wrong_number_of_channels_is_named(way: str, model: Model, files: li
         (7, "path"),
     ],
 )
-def test_what_is_no_volume_is_refused(volume: Any, message: str, model: Model) -> None:
-    predictor = Predictor.load(model())
+def test_what_is_no_volume_is_refused(volume: Any, message: str, network: Path) -> None:
+    predictor = Predictor.load(network)
     with pytest.raises(MedsegError, match=message):
         predictor.predict(volume)
 
 
-def test_settings_that_cannot_work_are_refused_at_once(model: Model) -> None:
+def test_settings_that_cannot_work_are_refused_at_once(network: Path) -> None:
     with pytest.raises(MedsegError, match=r"inference\.patch \[10, 16, 16\] must be divisible"):
-        Predictor.load(model(), overrides=["inference.patch=[10,16,16]"])
+        Predictor.load(network, overrides=["inference.patch=[10,16,16]"])
     with pytest.raises(MedsegError, match="fp16 needs a CUDA device"):
-        Predictor.load(model(), device="cpu", overrides=["inference.precision=fp16"])
+        Predictor.load(network, device="cpu", overrides=["inference.precision=fp16"])
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,5 @@
+"""Which medseg this is, as its distribution says."""
+
+from importlib.metadata import version
+
+VERSION = version("medseg")
