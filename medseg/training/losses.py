@@ -60,7 +60,7 @@ class SoftDice(nn.Module):
         """Return the loss."""
         known = (target != IGNORE_INDEX)[:, None]
         truth = functional.one_hot(target * known[:, 0], self.classes).movedim(-1, 1)
-        truth = truth[:, 1:].to(torch.float32) * known
+        truth = truth[:, 1:].to(torch.float32)  # an ignored voxel is background here
         predicted = logits.float().softmax(1)[:, 1:] * known
         overlap = (predicted * truth).sum(self.axes)
         total = predicted.sum(self.axes) + truth.sum(self.axes)

@@ -31,8 +31,14 @@ LONG: dict[str, Any] = {
     "train.save_every": 3,
     "train.validate_every": 20,
     "train.validation_cases": 1,
-    # Running statistics have to come back too.
-    "model.encoder.norm": "batch",
+    # Running statistics and the random numbers of a dropout have to come back too.
+    "model": {
+        "network": {
+            "name": "monai",
+            "net": "UNet",
+            "options": {"channels": [4, 8], "strides": [2], "dropout": 0.2, "norm": "batch"},
+        }
+    },
 }
 SHORT: dict[str, Any] = {
     "train.budget": {"steps": 6},
@@ -317,11 +323,11 @@ def test_a_start_that_was_cut_off_may_be_started_again(
 
 
 HOLDER = """
-import fcntl, sys, time
-file = open(sys.argv[1], "w")
-fcntl.flock(file, fcntl.LOCK_EX)
-print("held", flush=True)
-time.sleep(60)
+import sys, time
+from medseg.training.run import RunFolder
+with RunFolder(sys.argv[1]).lock():
+    print("held", flush=True)
+    time.sleep(60)
 """
 
 
@@ -330,7 +336,7 @@ def test_two_processes_do_not_train_in_one_folder(
     resume: bool, interrupted: tuple[Path, Path]
 ) -> None:
     path, run = interrupted
-    command = [sys.executable, "-c", HOLDER, str(run / ".lock")]
+    command = [sys.executable, "-c", HOLDER, str(run)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"

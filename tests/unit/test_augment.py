@@ -207,6 +207,8 @@ def test_noise_has_the_strength_that_was_drawn() -> None:
     out = augment.intensities(change, image)
     strengths = change.noise.flatten()
     assert 0 < int((strengths > 0).sum()) < 4  # some have it, some do not
+    other = Draw(**{**vars(change), "noise_seed": change.noise_seed + 1})
+    assert not torch.equal(augment.intensities(other, image), out)
     for sample, strength in zip(out, strengths, strict=True):
         assert float(sample.std()) == pytest.approx(float(strength), rel=0.03)
 
