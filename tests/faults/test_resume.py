@@ -113,7 +113,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(
     command = [sys.executable, "-m", "medseg", "train", "-c", str(path), "-o", str(run)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     steps = []
-    for kill in range(4):
+    for kill in range(3):
         with subprocess.Popen(
             [*command, *["--resume"] * (kill > 0)],
             env=environment,
@@ -128,7 +128,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(
             process.kill()
             assert process.wait() == -9, process.stderr.read().decode()  # type: ignore[union-attr]
         steps.append(at_step(run))
-    assert steps[0] < steps[1] < steps[2] < steps[3] < 40
+    assert steps[0] < steps[1] < steps[2] < 40
     done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     same_end(run, whole)
@@ -137,7 +137,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(
     ours, theirs = RunFolder(run).records()[-1], RunFolder(whole).records()[-1]
     assert (ours["lr"], ours["validation"]) == (theirs["lr"], theirs["validation"])
     left = [file for file in run.rglob("*") if file.name.startswith(".partial-")]
-    assert len(left) <= 4  # at most what each kill interrupted, never under a final name
+    assert len(left) <= 3  # at most what each kill interrupted, never under a final name
     assert (run / "report.html").exists()
 
 

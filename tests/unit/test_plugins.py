@@ -251,6 +251,7 @@ def test_a_plugin_that_fails(tmp_path: Path, code: str, message: str) -> None:
         with pytest.raises(PluginError) as caught:
             plugins.load([str(path)])
         assert str(caught.value) == f"plugin {path}, {message}"
+        assert not any(name.startswith("medseg_plugin_plugin_") for name in sys.modules)
 
 
 def test_a_name_that_is_taken(tmp_path: Path) -> None:
