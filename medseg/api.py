@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,10 +114,17 @@ def evaluate(
         The summary.
 
     Raises:
-        DataErrors: Masks are missing, or on another grid than the truth.
+        DataErrors: Masks of `ids` are missing, or on another grid than the truth. Without `ids`,
+            a warning says how many cases have no mask.
     """
     dataset = cases.find(config.data)
-    dataset = dataset.only(masked(predictions, dataset) if ids is None else ids)
+    found = masked(predictions, dataset) if ids is None else ids
+    left_out = len(dataset.cases) - len(found)
+    dataset = dataset.only(found)
+    if left_out and ids is None:
+        warnings.warn(
+            f"{predictions}: {left_out} cases have no mask and are not scored", stacklevel=2
+        )
     job = Job(dataset, config.evaluation, f"Evaluation of {predictions}")
     with track("Evaluate", len(dataset.cases), quiet=quiet) as tick:
         return score(Path(predictions), job, Path(output), tick)

@@ -170,3 +170,7 @@ def main() -> None:
     except MedsegError as error:
         errors.print(f"[red]error:[/] {escape(str(error))}")
         sys.exit(REFUSED)
+    except (OSError, MemoryError) as error:
+        what = "out of memory" if isinstance(error, MemoryError) else ""
+        errors.print(f"[red]error:[/] {escape(what + ' ' + str(error)).strip()}")
+        sys.exit(REFUSED)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Axis = Annotated[int, Field(ge=0, le=2)]
 Triple = tuple[Positive, Positive, Positive]
 Labels = Annotated[int, Field(ge=1, le=65535)]
 
@@ -50,3 +49,12 @@ class Section(BaseModel):
     """Base of all sections: unknown keys and loose types are refused, values do not change."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _differ(axes: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"each axis once, got {list(axes)}")
+    return axes
+
+
+Axes = Annotated[tuple[Annotated[int, Field(ge=0, le=2)], ...], AfterValidator(_differ)]

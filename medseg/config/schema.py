@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from medseg.config.fields import (
-    Axis,
+    Axes,
     Component,
     ComponentSpec,
     Fraction,
@@ -153,7 +153,7 @@ class Augment(Section):
     scale: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.15, description="largest relative change of size"
     )
-    flip: tuple[Axis, ...] = Field((), description="axes mirrored with probability one half")
+    flip: Axes = Field((), description="axes mirrored with probability one half")
     brightness: Annotated[float, Field(ge=0)] = Field(
         0.15, description="largest shift, in standard deviations"
     )
@@ -248,7 +248,7 @@ class Inference(Section):
         500_000, description="auto: the largest volume predicted in one pass, in voxels"
     )
     batch: Positive = Field(1, description="windows of one pass")
-    flip: tuple[Axis, ...] = Field(
+    flip: Axes = Field(
         (), description="axes mirrored, predicted again and averaged (test-time augmentation)"
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="type of autocast")

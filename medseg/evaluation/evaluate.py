@@ -14,6 +14,7 @@ from medseg.console import Tick
 from medseg.errors import DataError, raise_all
 from medseg.evaluation import report, scores
 from medseg.evaluation.overlay import CaseView
+from medseg.files import atomic
 from medseg.volumes import nifti
 from medseg.volumes.dataset import Case, Dataset
 from medseg.volumes.geometry import same_grid
@@ -56,6 +57,7 @@ def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str,
     """
     cases = {case.id: case for case in job.dataset.cases}
     files = _masks(predictions, job.dataset.cases)
+    _check_writable(output)
     scored = []
     for case in job.dataset.cases:
         scored.append(_score(files[case.id], case, job))
@@ -69,9 +71,18 @@ def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str,
     return summary
 
 
+def _check_writable(output: Path) -> None:
+    """Find out before the first case, not after the last."""
+    with atomic(output / ".writable"):
+        pass
+    (output / ".writable").unlink()
+
+
 def _score(mask: Path, case: Case, job: Job) -> scores.CaseScores:
     prediction, truth = _pair(mask, case)
     labels = job.dataset.labels
+    for image in (prediction, truth):
+        labels.to_indices(image.data, image.path)  # refuses a value that it does not know
     return scores.score_case(
         case.id,
         prediction.data,

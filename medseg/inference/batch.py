@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,8 +192,3 @@ def _sidecar(output: Path, case: str) -> Path:
 
 def _probabilities(output: Path, case: str) -> Path:
     return output / f"{case}_probabilities.nii.gz"
-
-
-def masks(output: Path, ids: Iterable[str]) -> dict[str, Path]:
-    """Where the masks of cases are."""
-    return {case: _mask(output, case) for case in ids}

@@ -8,6 +8,7 @@ named by the user again.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from medseg import plugins
 from medseg.config import Config, dump, loads
+from medseg.config.source import parse
 from medseg.errors import ConfigError, DataError
 from medseg.files import atomic
 from medseg.version import VERSION
@@ -135,13 +137,15 @@ def _config(
     overrides: Sequence[str],
     used: Sequence[Mapping[str, Any]],
 ) -> Config:
+    if (parse(text, str(path)).values or {}).get("plugins"):
+        raise DataError(path, "asks for plugins to be run, which no model may: not used")
     try:
         return loads(text, path.parent, overrides, references, name=f"{path} (config)")
     except ConfigError as error:
-        files = [f"{p['file']} (sha256 {p['sha256'][:12]})" for p in used if "=" not in p["plugin"]]
-        if not files:
+        named = [p for p in used if " = " not in p["plugin"]]
+        if not named:
             raise
-        hint = "trained with a plugin; if you trust it, name it: " + " ".join(
-            f"--plugin {file}" for file in files
-        )
+        words = " ".join(f"--plugin {shlex.quote(p['file'])}" for p in named)
+        hashes = "\n".join(f"    sha256 {p['sha256'][:12]}  {p['file']}" for p in named)
+        hint = f"trained with a plugin; if you trust it, name it: {words}\n{hashes}"
         raise ConfigError(f"{error}\n{hint}") from error

@@ -16,6 +16,7 @@ def draw(path: Path, records: Sequence[dict[str, Any]]) -> None:
         path: The PNG to write.
         records: Lines of log.jsonl.
     """
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -44,5 +45,5 @@ def draw(path: Path, records: Sequence[dict[str, Any]]) -> None:
         right.legend(loc="lower right", frameon=False)
     for axes in (left, right):
         axes.grid(alpha=0.25)
-    with atomic(path) as temporary:
+    with rc_context({"text.parse_math": False}), atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

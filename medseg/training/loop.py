@@ -57,6 +57,8 @@ def train(
         MedsegError: Whatever is wrong with config, data or plugins, before the first step.
     """
     where, run = pick_device(device), RunFolder(output)
+    if not resume:
+        run.refuse_another()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     with track("Check", 1, quiet=quiet) as tick:
@@ -68,8 +70,10 @@ def train(
         if resume:
             run.reopen(config, setup.dataset)
         else:
-            run.start(config, setup.dataset, setup.ids)
+            run.refuse_another()
         training, validation = _cached(setup, run, quiet)
+        if not resume:
+            run.start(config, setup.dataset, setup.ids)
         state = State(setup.network.to(where), config.train)
         if resume:
             state.restore(run.state)
@@ -105,10 +109,7 @@ def _loop(
         meter.end(value)
         state.step += 1
         before, fraction = fraction, clock.fraction(state.step)
-        tick(
-            f"step {state.step}  loss {meter.loss:.3f}  best Dice {max(state.best, 0):.3f}",
-            to=fraction,
-        )
+        tick(_told(state, meter), to=fraction)
         is_due = _is_due(settings.validate_every, state.step, before, fraction)
         if is_due or state.step % _STEPS_PER_RECORD == 0:
             record: dict[str, Any] = {
@@ -123,6 +124,13 @@ def _loop(
         if is_due or (settings.save_every and state.step % settings.save_every == 0):
             state.seconds = clock.elapsed()
             state.save(run.state)
+    if state.step == 0:
+        raise MedsegError(
+            f"the budget was spent before the first step: start-up took {clock.elapsed():.0f} s; "
+            "raise train.budget"
+        )
+    if state.best < 0:  # killed before its first validation, and resumed with nothing left
+        _validated(setup, run, state, validation)
     save(run.last_model, _checkpoint(setup, state))
 
 
@@ -173,7 +181,7 @@ def _validated(
 ) -> dict[str, float]:
     """Validate the averaged weights, and keep them where they are the best so far."""
     scores = validate(state.average, cases, setup.config, setup.dataset.labels)
-    mean = sum(scores.values()) / len(scores)
+    mean = sum(scores.values()) / max(len(scores), 1)
     state.waited += 1
     if mean >= state.best:
         state.best, state.waited = mean, 0

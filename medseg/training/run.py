@@ -45,16 +45,23 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.cache = self.path / "cache"
 
+    def refuse_another(self) -> None:
+        """Keep a run that is here.
+
+        Raises:
+            DataError: The folder holds a run that has a state to resume from.
+        """
+        if self.config.exists() and self.state.exists():
+            raise DataError(
+                self.path, "holds a run already; give --resume to go on with it, or another -o"
+            )
+
     def start(self, config: Config, dataset: Dataset, ids: SplitIds) -> None:
         """Write what is known before the first step.
 
         Raises:
-            DataError: The folder already holds a run, or cannot be written.
+            DataError: The folder cannot be written.
         """
-        if self.config.exists():
-            raise DataError(
-                self.path, "holds a run already; give --resume to go on with it, or another -o"
-            )
         write_json(self.splits, {"train": ids.train, "validation": ids.validation})
         write_json(self.environment, environment(config, dataset))
         write_text(self.config, dump(config))  # last: it says that there is a run to resume
@@ -97,7 +104,7 @@ class RunFolder:
     def facts(self) -> Record:
         """What a report should tell of the run."""
         known = read_json(self.environment)
-        last = self.records()[-1]
+        last = (self.records() or [{"step": 0, "seconds": 0.0}])[-1]
         versions = ", ".join(f"{name} {version}" for name, version in known["packages"].items())
         return {
             "Run": str(self.path.resolve()),

@@ -18,7 +18,7 @@ from medseg.volumes.image import Array
 def validate(
     network: Network, cases: Sequence[CachedCase], config: Config, labels: Labels
 ) -> dict[str, float]:
-    """Mean Dice of each class over the cases that have it, by class name.
+    """Mean Dice of each class over the cases that have it; a class that none has is left out.
 
     Raises:
         NonFiniteError: The network gave NaN or infinity; the message names the case.
@@ -36,7 +36,7 @@ def validate(
         for name, dice in _dice(predicted, truth, labels).items():
             if dice is not None:
                 scores[name].append(dice)
-    return {name: float(np.mean(values)) if values else 0.0 for name, values in scores.items()}
+    return {name: float(np.mean(values)) for name, values in scores.items() if values}
 
 
 def _dice(predicted: Array, truth: Array, labels: Labels) -> dict[str, float | None]:

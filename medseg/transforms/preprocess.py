@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from medseg import plugins
 from medseg.config.schema import ComponentSpec, Preprocess
+from medseg.errors import PluginError
 from medseg.registry import TRANSFORMS
 from medseg.volumes.geometry import Reorient
 from medseg.volumes.image import Affine, Array
@@ -109,6 +110,11 @@ class Preprocessor:
             data["mask"] = resample(mask[None].astype(np.float32), target, order=1)[0] > 0.5
         for transform in self._normalise:
             data = transform(data)
+            if data["image"].shape[1:] != target:
+                raise PluginError(
+                    f"{type(transform).__name__} in preprocess.normalise changed the grid from "
+                    f"{target} to {data['image'].shape[1:]}; only intensities may change there"
+                )
         return Prepared(
             image=np.ascontiguousarray(data["image"], dtype=np.float32),
             label=None if label is None else resample_label(label, target),
