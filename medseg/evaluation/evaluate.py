@@ -73,9 +73,12 @@ def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str,
 
 def _check_writable(output: Path) -> None:
     """Find out before the first case, not after the last."""
+    is_new = not output.exists()
     with atomic(output / ".writable"):
         pass
     (output / ".writable").unlink()
+    if is_new:
+        output.rmdir()
 
 
 def _score(mask: Path, case: Case, job: Job) -> scores.CaseScores:

@@ -57,8 +57,9 @@ def train(
         MedsegError: Whatever is wrong with config, data or plugins, before the first step.
     """
     where, run = pick_device(device), RunFolder(output)
-    if not resume:
-        run.refuse_another()
+    if run.config.exists():  # told before the data are read, which may take long
+        with run.lock():
+            run.refuse_another(resume)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     with track("Check", 1, quiet=quiet) as tick:
@@ -70,7 +71,7 @@ def train(
         if resume:
             run.reopen(config, setup.dataset)
         else:
-            run.refuse_another()
+            run.refuse_another(resume)
         training, validation = _cached(setup, run, quiet)
         if not resume:
             run.start(config, setup.dataset, setup.ids)

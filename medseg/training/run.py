@@ -45,13 +45,13 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.cache = self.path / "cache"
 
-    def refuse_another(self) -> None:
-        """Keep a run that is here.
+    def refuse_another(self, resume: bool) -> None:
+        """Keep a run that is here, unless it is to be resumed.
 
         Raises:
             DataError: The folder holds a run that has a state to resume from.
         """
-        if self.config.exists() and self.state.exists():
+        if not resume and self.config.exists() and self.state.exists():
             raise DataError(
                 self.path, "holds a run already; give --resume to go on with it, or another -o"
             )
