@@ -19,13 +19,13 @@ _SHOWN = {
     "recall": ("Recall", 3),
     "hd95_mm": ("HD95 mm", 2),
     "nsd": ("NSD", 3),
-    "volume_error_ml": ("Volume error mL", 2),
+    "volume_error_ml": ("Error mL", 2),
     "lesion_f1": ("Lesion F1", 3),
 }
 
 
 def scores(summary: Mapping[str, Any], title: str) -> Table:
-    """The summary of an evaluation: mean and standard deviation of the main measures by class."""
+    """The summary of an evaluation: the mean of the main measures by class."""
     classes = summary["classes"]
     keys = [key for key in _SHOWN if all(key in found for found in classes.values())]
     table = Table(
@@ -35,7 +35,7 @@ def scores(summary: Mapping[str, Any], title: str) -> Table:
     for key in keys:
         table.add_column(_SHOWN[key][0], justify="right")
     for name, found in classes.items():
-        cells = [_spread(found[key], _SHOWN[key][1]) for key in keys]
+        cells = [_number(found[key]["mean"], _SHOWN[key][1]) for key in keys]
         table.add_row(escape(name), *cells)
     return table
 
@@ -65,11 +65,6 @@ def paths(places: Mapping[str, Path]) -> None:
 def _source(component: Callable[..., Any]) -> str:
     file = Path(inspect.getsourcefile(component) or "?")
     return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
-
-
-def _spread(found: Mapping[str, Any], decimals: int) -> str:
-    mean = _number(found["mean"], decimals)
-    return mean if found.get("sd") is None else f"{mean} ± {_number(found['sd'], decimals)}"
 
 
 def _number(value: float | None, decimals: int) -> str:
