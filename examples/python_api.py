@@ -21,7 +21,7 @@ model:
   encoder: {name: resnet, widths: [8, 16, 32]}
   decoder: unet
   deep_supervision: 1
-train: {patch: [32, 32, 32], budget: {steps: 60}}
+train: {patch: [32, 32, 32], budget: {steps: 150}}
 evaluation: {lesions: true}
 """
 
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     (folder / "run.yaml").write_text(RUN)
 
     # A config is checked whole before anything else happens; overrides are as on the command line.
-    config = medseg.load_config(folder / "run.yaml", ["train.lr=4e-3"])
+    config = medseg.load_config(folder / "run.yaml", ["train.lr=1e-2"])
     summary = medseg.train(config, folder / "run")
     print(f"validation: mean Dice {summary['mean_dice']:.3f}")
 

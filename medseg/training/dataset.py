@@ -17,6 +17,7 @@ from medseg.training.cache import CachedCase
 from medseg.training.sampling import Sampling, cut
 
 Batch = dict[str, torch.Tensor]
+_NO_VOXELS = np.zeros((0, 2), dtype=np.int64)
 
 
 class Patches(Dataset[Any]):
@@ -57,7 +58,8 @@ class Patches(Dataset[Any]):
         case = self.cases[self.sampling.case(n, len(self.cases))]
         rng = self.sampling.generator(n)
         label = case.label()
-        start = self.sampling.start(rng, label.shape, case.voxels())
+        voxels = case.voxels() if self.sampling.foreground else _NO_VOXELS
+        start = self.sampling.start(rng, label.shape, voxels)
         data: dict[str, Any] = {
             "image": cut(case.image(), start, self.sampling.patch, edge=True),
             "label": cut(label, start, self.sampling.patch, edge=False)[None],

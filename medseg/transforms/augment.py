@@ -7,6 +7,7 @@ anisotropic voxels are not sheared; flips are part of the same map.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,7 +93,7 @@ def move(change: Draw, image: Tensor, label: Tensor, spacing: Tensor) -> tuple[T
     # grid_sample counts from -1 to 1 along each axis, and names the axes k, j, i.
     matrix = change.matrix * size[:, None, :] / size[:, :, None]
     theta = torch.cat([matrix.flip(1, 2), torch.zeros(len(matrix), 3, 1)], dim=2).to(image.device)
-    grid = functional.affine_grid(theta, list(image.shape), align_corners=False)
+    grid = _grid(theta, image.shape[2:])
     moved = functional.grid_sample(
         image, grid, mode="bilinear", padding_mode="border", align_corners=False
     )
@@ -115,6 +116,16 @@ def intensities(change: Draw, image: Tensor) -> Tensor:
         field = torch.empty_like(image).normal_(generator=generator)
         image = torch.addcmul(image, field, change.noise.to(image.device))
     return image
+
+
+def _grid(theta: Tensor, shape: Sequence[int]) -> Tensor:
+    """`affine_grid` without corners, (N, I, J, K, 3), as a sum of one term an axis: much faster."""
+    grid = theta[:, None, None, None, :, 3]
+    for axis, length in enumerate(shape):
+        places = (2 * torch.arange(length, device=theta.device) + 1) / length - 1
+        column = theta[:, None, None, None, :, 2 - axis]
+        grid = grid + column * places.view([-1 if a == axis else 1 for a in range(3)] + [1])
+    return grid
 
 
 def _mirrored(change: Draw, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
