@@ -44,6 +44,20 @@ def atomic(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Find out before long work, not after it, that its results can be kept. Leaves no trace.
+
+    Raises:
+        DataError: The folder cannot be written.
+    """
+    is_new, trial = not folder.exists(), folder / ".writable"
+    with atomic(trial):
+        pass
+    trial.unlink()
+    if is_new:
+        folder.rmdir()
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
     with atomic(path) as temporary:

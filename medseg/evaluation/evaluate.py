@@ -14,7 +14,7 @@ from medseg.console import Tick
 from medseg.errors import DataError, raise_all
 from medseg.evaluation import report, scores
 from medseg.evaluation.overlay import CaseView
-from medseg.files import atomic
+from medseg.files import check_writable
 from medseg.volumes import nifti
 from medseg.volumes.dataset import Case, Dataset
 from medseg.volumes.geometry import same_grid
@@ -57,7 +57,7 @@ def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str,
     """
     cases = {case.id: case for case in job.dataset.cases}
     files = _masks(predictions, job.dataset.cases)
-    _check_writable(output)
+    check_writable(output)
     scored = []
     for case in job.dataset.cases:
         scored.append(_score(files[case.id], case, job))
@@ -69,16 +69,6 @@ def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str,
         lambda case_id: _view(files[case_id], cases[case_id], job.dataset.labels.ignore),
     )
     return summary
-
-
-def _check_writable(output: Path) -> None:
-    """Find out before the first case, not after the last."""
-    is_new = not output.exists()
-    with atomic(output / ".writable"):
-        pass
-    (output / ".writable").unlink()
-    if is_new:
-        output.rmdir()
 
 
 def _score(mask: Path, case: Case, job: Job) -> scores.CaseScores:

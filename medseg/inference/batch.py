@@ -19,7 +19,7 @@ import torch
 from medseg import plugins
 from medseg.console import Tick
 from medseg.errors import DataError, MedsegError
-from medseg.files import atomic, read_json, sha256, write_json
+from medseg.files import check_writable, read_json, sha256, write_json
 from medseg.inference.predictor import Predictor
 from medseg.postprocess.prediction import Prediction
 from medseg.version import VERSION
@@ -59,7 +59,7 @@ def predict_cases(
     """
     outcome = Outcome()
     _refuse_overwriting(output, cases)
-    _check_writable(output)
+    check_writable(output)
     made_with = _provenance(predictor, model)
     for case in cases:
         try:
@@ -168,13 +168,6 @@ def _refuse_overwriting(output: Path, cases: Sequence[Case]) -> None:
         for file in (_mask(output, case.id), _probabilities(output, case.id)):
             if file.resolve() in inputs:
                 raise DataError(file, "an input has this name; give another output folder")
-
-
-def _check_writable(output: Path) -> None:
-    """Find out before the first case, not after it."""
-    with atomic(output / ".writable"):
-        pass
-    (output / ".writable").unlink()
 
 
 def _free_memory() -> None:

@@ -16,8 +16,8 @@ from medseg import plugins
 from medseg.config.schema import ComponentSpec, Preprocess
 from medseg.errors import PluginError
 from medseg.registry import TRANSFORMS
-from medseg.volumes.geometry import Reorient
-from medseg.volumes.image import Affine, Array
+from medseg.volumes.geometry import Reorient, voxel_size
+from medseg.volumes.image import Array
 from medseg.volumes.load import LoadedCase
 
 Shape = tuple[int, int, int]
@@ -103,7 +103,7 @@ class Preprocessor:
         box = _box(image, mask) if self.settings.crop == "foreground" else _everything(image)
         image = image[(slice(None), *box)]
         label, mask = (None if a is None else a[box] for a in (label, mask))
-        stored = _spacing(reorient.affine(affine, shape))
+        stored = voxel_size(reorient.affine(affine, shape))
         target = self._shape(image.shape[1:], stored)
         data = {"image": resample(image, target, order=1)}
         if mask is not None:
@@ -182,11 +182,6 @@ def _box(image: Array, mask: Array | None) -> Box:
 
 def _everything(image: Array) -> Box:
     i, j, k = (slice(0, n) for n in image.shape[1:])
-    return i, j, k
-
-
-def _spacing(affine: Affine) -> Spacing:
-    i, j, k = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)).tolist()
     return i, j, k
 
 
