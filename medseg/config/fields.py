@@ -20,10 +20,6 @@ class FilePath:
 PathString = Annotated[str, FilePath()]
 
 
-def _component(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 class ComponentSpec(BaseModel):
     """A plugin component by name, with its options beside it. `name` alone may stand for it."""
 
@@ -42,7 +38,12 @@ class Kind:
         self.kind = kind
 
 
-Component = Annotated[ComponentSpec, BeforeValidator(_component)]
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+component = BeforeValidator(_named)
+Component = Annotated[ComponentSpec, component]
 
 
 class Section(BaseModel):

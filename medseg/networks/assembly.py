@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from medseg.config.schema import ComponentSpec, Model
 from medseg.errors import ConfigError, PluginError
-from medseg.networks.blocks import ONE, Triple
+from medseg.networks.blocks import ONE, SubvoxelConv, Triple
 from medseg.registry import DECODERS, ENCODERS, NETWORKS, Registry
 
 _LARGEST_DIVISOR = 64
@@ -51,7 +51,7 @@ class EncoderDecoder(nn.Module):
         self.heads = nn.ModuleList(nn.Conv3d(width, classes, 1) for width in widths)
         finest = _strides(encoder)[0]
         if max(finest) > 1:
-            self.heads[0] = SubvoxelHead(widths[0], classes, finest)
+            self.heads[0] = SubvoxelConv(widths[0], classes, finest)
         self.divisor = _divisor(encoder)
         self._needs_two = any(isinstance(m, nn.InstanceNorm3d) for m in encoder.modules())
 
@@ -71,35 +71,6 @@ class EncoderDecoder(nn.Module):
         levels = self.decoder(self.encoder(x))
         logits = [head(level) for head, level in zip(self.heads, levels, strict=False)]
         return tuple(logits)
-
-
-class SubvoxelHead(nn.Module):
-    """Logits at a finer grid than the features': each voxel's channels give those of its parts.
-
-    Sub-pixel convolution (Shi et al. 2016, arXiv:1609.05158) in 3D, begun as nearest-voxel
-    upsampling (ICNR, Aitken et al. 2017, arXiv:1707.02937).
-
-    Args:
-        width: Channels of the features.
-        classes: Channels of the logits.
-        stride: How many times finer the logits are, per axis.
-    """
-
-    def __init__(self, width: int, classes: int, stride: Triple) -> None:
-        super().__init__()
-        self.classes, self.stride = classes, stride
-        self.conv = nn.Conv3d(width, classes * math.prod(stride), 1)
-        start = nn.Conv3d(width, classes, 1)
-        with torch.no_grad():
-            for mine, first in zip(self.conv.parameters(), start.parameters(), strict=True):
-                mine.copy_(first.repeat_interleave(math.prod(stride), 0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, width, I, J, K) to (N, classes, I * i, J * j, K * k)."""
-        n, _, *size = x.shape
-        parts: Tensor = self.conv(x).view(n, self.classes, *self.stride, *size)
-        finer = [length * step for length, step in zip(size, self.stride, strict=True)]
-        return parts.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(n, self.classes, *finer)
 
 
 class WholeNetwork(nn.Module):

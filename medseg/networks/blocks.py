@@ -8,10 +8,13 @@ autocast, channels-last and export work on them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from medseg.errors import ConfigError
 
@@ -53,7 +56,13 @@ def activation_layer(activation: Activation) -> nn.Module:
 
 
 def conv(
-    width_in: int, width: int, kernel: Triple = THREE, stride: Triple = ONE, *, bias: bool = False
+    width_in: int,
+    width: int,
+    kernel: Triple = THREE,
+    stride: Triple = ONE,
+    *,
+    dilation: int = 1,
+    bias: bool = False,
 ) -> nn.Conv3d:
     """A convolution that keeps the grid, or divides it by `stride` where that divides the size.
 
@@ -62,12 +71,16 @@ def conv(
     """
     if any(length % 2 == 0 for length in kernel):
         raise ConfigError(f"a kernel's lengths must be odd, got {kernel}")
-    i, j, k = (length // 2 for length in kernel)
-    return nn.Conv3d(width_in, width, kernel, stride, (i, j, k), bias=bias)
+    i, j, k = (dilation * (length // 2) for length in kernel)
+    return nn.Conv3d(width_in, width, kernel, stride, (i, j, k), dilation, bias=bias)
 
 
 class ConvNormAct(nn.Sequential):
-    """Convolution, norm, activation. The convolution has a bias only where no norm follows."""
+    """Convolution, norm, activation, dropout.
+
+    The convolution has a bias only where no norm follows. Dropout drops whole feature maps
+    (Tompson et al. 2015, arXiv:1411.4280).
+    """
 
     def __init__(
         self,
@@ -76,12 +89,64 @@ class ConvNormAct(nn.Sequential):
         kernel: Triple = THREE,
         stride: Triple = ONE,
         *,
+        dilation: int = 1,
         norm: Norm = "instance",
         activation: Activation = "leaky_relu",
+        dropout: float = 0.0,
     ) -> None:
-        convolution = conv(width_in, width, kernel, stride, bias=norm == "none")
+        bias = norm == "none"
+        convolution = conv(width_in, width, kernel, stride, dilation=dilation, bias=bias)
         norms = [] if norm == "none" else [norm_layer(norm, width)]
-        super().__init__(convolution, *norms, activation_layer(activation))
+        drops = [nn.Dropout3d(dropout)] if dropout else []
+        super().__init__(convolution, *norms, activation_layer(activation), *drops)
+
+
+class SubvoxelConv(nn.Module):
+    """A finer grid from channels: each voxel's channels give those of its parts.
+
+    Sub-pixel convolution (Shi et al. 2016, arXiv:1609.05158) in 3D, begun as nearest-voxel
+    upsampling (ICNR, Aitken et al. 2017, arXiv:1707.02937).
+
+    Args:
+        width_in: Channels of the input.
+        width: Channels of the output.
+        stride: How many times finer the output is, per axis.
+    """
+
+    def __init__(self, width_in: int, width: int, stride: Triple) -> None:
+        super().__init__()
+        self.width, self.stride = width, stride
+        self.conv = nn.Conv3d(width_in, width * math.prod(stride), 1)
+        start = nn.Conv3d(width_in, width, 1)
+        with torch.no_grad():
+            for mine, first in zip(self.conv.parameters(), start.parameters(), strict=True):
+                mine.copy_(first.repeat_interleave(math.prod(stride), 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, width_in, I, J, K) to (N, width, I * i, J * j, K * k)."""
+        n, _, *size = x.shape
+        parts: Tensor = self.conv(x).view(n, self.width, *self.stride, *size)
+        finer = [length * step for length, step in zip(size, self.stride, strict=True)]
+        return parts.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(n, self.width, *finer)
+
+
+class SqueezeExcite(nn.Module):
+    """Weigh each channel by what all channels hold on average (Hu et al. 2018, arXiv:1709.01507).
+
+    Args:
+        width: Channels.
+        reduction: How many times fewer channels the layer between has.
+    """
+
+    def __init__(self, width: int, reduction: int = 16) -> None:
+        super().__init__()
+        inner = max(1, width // reduction)
+        self.reduce, self.expand = nn.Conv3d(width, inner, 1), nn.Conv3d(inner, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keep the shape (N, C, I, J, K)."""
+        weights: Tensor = self.expand(self.reduce(x.mean((2, 3, 4), keepdim=True)).relu())
+        return x * weights.sigmoid()
 
 
 class Residual(nn.Module):
@@ -117,53 +182,39 @@ def projection_shortcut(width_in: int, width: int, stride: Triple, norm: Norm) -
     return nn.Sequential(conv(width_in, width, ONE, stride), norm_layer(norm, width))
 
 
-def per_stage(
-    option: str, given: Sequence[Triple] | None, default: Sequence[Triple]
-) -> tuple[Triple, ...]:
-    """An option with one triple per stage: what was given, checked, or else the default.
+def max_pool(kernel: Triple, stride: Triple) -> nn.MaxPool3d:
+    """A max pooling 3 long that keeps the grid or divides it; flat where nothing is to be pooled.
 
-    Raises:
-        ConfigError: The number of triples is not the number of stages, or a number is below 1.
+    A strided axis is not padded at its start and may run over its end, as in Caffe and in
+    torchvision's GoogLeNet.
     """
-    if given is None:
-        return tuple(default)
-    if len(given) != len(default):
-        raise ConfigError(
-            f"{option} needs one triple per stage: {len(default)}, got {len(given)}", (option,)
-        )
-    if any(number < 1 for triple in given for number in triple):
-        raise ConfigError(f"{option} must be positive, got {given}", (option,))
-    return tuple(given)
+    i, j, k = (3 if n > 1 or s > 1 else 1 for n, s in zip(kernel, stride, strict=True))
+    pads = tuple(int(s == 1 and n == 3) for n, s in zip((i, j, k), stride, strict=True))
+    return nn.MaxPool3d((i, j, k), stride, pads, ceil_mode=True)
 
 
-def same_length(option: str, given: Sequence[int], widths: Sequence[int]) -> None:
-    """Refuse an option that does not have one positive number per stage.
+def recomputed(module: nn.Module, x: Tensor, recompute: bool) -> Tensor:
+    """module(x); with `recompute`, its activations are not kept but found again for the gradient.
 
-    Raises:
-        ConfigError: Lengths differ, nothing is given or a number is below 1.
+    Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174). Results are the same: dropout draws
+    the same numbers again, and running statistics move once.
     """
-    if len(given) != len(widths) or not given or min(given) < 1:
-        raise ConfigError(
-            f"{option} needs one positive number per stage: {len(widths)}, got {tuple(given)}",
-            (option,),
-        )
+    if not (recompute and torch.is_grad_enabled()):
+        return module(x)  # type: ignore[no-any-return]
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _statistics_held(module)
+
+    return checkpoint(module, x, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]
 
 
-def halving(levels: int, first: Triple = ONE) -> tuple[Triple, ...]:
-    """Strides of stages that halve every axis, but for the first stage."""
-    return (first, *[TWO] * (levels - 1))
-
-
-def cumulative(strides: Sequence[Triple]) -> tuple[Triple, ...]:
-    """Each stage's stride against the input, from each stage's own stride."""
-    totals, total = [], ONE
-    for stride in strides:
-        total = (total[0] * stride[0], total[1] * stride[1], total[2] * stride[2])
-        totals.append(total)
-    return tuple(totals)
-
-
-def flatten(kernel: Triple, length: int) -> Triple:
-    """A kernel of `length` that is 1 long where `kernel` is."""
-    i, j, k = (length if n > 1 else 1 for n in kernel)
-    return i, j, k
+@contextmanager
+def _statistics_held(module: nn.Module) -> Iterator[None]:
+    norms = [m for m in module.modules() if getattr(m, "track_running_stats", False) and m.training]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -8,19 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError
-from medseg.networks.blocks import (
-    ONE,
-    THREE,
-    TWO,
-    Activation,
-    ConvNormAct,
-    Norm,
-    Triple,
-    cumulative,
-    flatten,
-    halving,
-    per_stage,
-)
+from medseg.networks.blocks import ONE, THREE, TWO, Activation, ConvNormAct, Norm, Triple
+from medseg.networks.stages import cumulative, flatten, halving, per_stage
 from medseg.registry import ENCODERS
 
 

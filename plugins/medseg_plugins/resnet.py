@@ -17,14 +17,11 @@ from medseg.networks.blocks import (
     Triple,
     activation_layer,
     conv,
-    cumulative,
-    halving,
     norm_layer,
-    per_stage,
     pool_shortcut,
     projection_shortcut,
-    same_length,
 )
+from medseg.networks.stages import cumulative, halving, per_stage, same_length
 from medseg.registry import ENCODERS
 
 Block = Literal["basic", "bottleneck"]

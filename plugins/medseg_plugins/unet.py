@@ -11,17 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError
-from medseg.networks.blocks import (
-    ONE,
-    THREE,
-    Activation,
-    ConvNormAct,
-    Norm,
-    Triple,
-    conv,
-    per_stage,
-    same_length,
-)
+from medseg.networks.blocks import ONE, THREE, Activation, ConvNormAct, Norm, Triple, conv
+from medseg.networks.stages import per_stage, same_length
 from medseg.registry import DECODERS
 
 

@@ -7,17 +7,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError
-from medseg.networks.blocks import (
-    ONE,
-    THREE,
-    Activation,
-    ConvNormAct,
-    Norm,
-    Triple,
-    cumulative,
-    halving,
-    per_stage,
-)
+from medseg.networks.blocks import ONE, THREE, Activation, ConvNormAct, Norm, Triple
+from medseg.networks.stages import cumulative, halving, per_stage
 from medseg.registry import ENCODERS
 
 WIDTHS = (64, 128, 256, 512, 512)

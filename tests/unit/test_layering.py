@@ -30,7 +30,14 @@ TOP = FLOORS[-1]
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
 # A checkpoint holds what labels mean; apart from that, networks know nothing of volumes.
 ONLY = {("networks", "volumes"): ("volumes.dataset",)}
-FOR_PLUGINS = ("registry", "errors", "networks.blocks", "testing", "volumes.dataset")
+FOR_PLUGINS = (
+    "registry",
+    "errors",
+    "networks.blocks",
+    "networks.stages",
+    "testing",
+    "volumes.dataset",
+)
 LONGEST = 300
 HEAVY = {"torch", "monai", "matplotlib", "SimpleITK", "torchvision"}
 LIGHT = ("errors", "version", "files", "registry", "console", "signatures", "plugins", "config",

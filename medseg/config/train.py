@@ -1,0 +1,137 @@
+"""The sections `augment` and `train`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from medseg.config.fields import (
+    Axes,
+    Component,
+    Fraction,
+    Kind,
+    PathString,
+    Positive,
+    PositiveFloat,
+    Section,
+    Triple,
+)
+
+
+class Augment(Section):
+    """Random changes of a training batch. The affine and the intensities are drawn per sample."""
+
+    affine: Fraction = Field(0.5, description="probability of a rotation with scaling")
+    rotate: Annotated[float, Field(ge=0, le=180)] = Field(
+        15.0, description="largest rotation about each axis, in degrees"
+    )
+    scale: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.15, description="largest relative change of size"
+    )
+    flip: Axes = Field((), description="axes mirrored with probability one half")
+    brightness: Annotated[float, Field(ge=0)] = Field(
+        0.15, description="largest shift, in standard deviations"
+    )
+    contrast: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.2, description="largest relative change of contrast"
+    )
+    gamma: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="largest relative change of the gamma exponent"
+    )
+    noise: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="largest standard deviation of added noise"
+    )
+    noise_probability: Fraction = Field(0.25, description="probability of noise")
+    transforms: tuple[Annotated[Component, Kind("transform")], ...] = Field(
+        (), description="further transforms of each sample, run in the data workers"
+    )
+
+
+class Budget(Section):
+    """When training ends. The schedule anneals over whichever one is set."""
+
+    epochs: Positive | None = Field(None, description="passes over the training cases")
+    steps: Positive | None = Field(None, description="optimiser steps")
+    wall_seconds: PositiveFloat | None = Field(None, description="seconds on the clock")
+    cpu_seconds: PositiveFloat | None = Field(
+        None, description="CPU seconds of the training process, start-up and validation included"
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Budget:
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError("give exactly one of epochs, steps, wall_seconds, cpu_seconds")
+        return self
+
+
+class Freeze(Section):
+    """Levels of the encoder that stay as they were loaded, their norm statistics included."""
+
+    levels: Positive | Literal["all"] | None = Field(
+        None, description="how many levels of the encoder are fixed, finest first; all; null: none"
+    )
+    thaw: tuple[Fraction, Fraction] | None = Field(
+        None,
+        description="shares of the budget between which they begin to train, coarsest first; "
+        "null: never",
+    )
+
+    @model_validator(mode="after")
+    def _thaw_rises(self) -> Freeze:
+        if self.thaw is not None and self.thaw[0] > self.thaw[1]:
+            raise ValueError(f"thaw must be [first, last], got {self.thaw}")
+        if self.thaw is not None and self.levels is None:
+            raise ValueError("thaw needs levels: nothing is fixed")
+        return self
+
+
+class Train(Section):
+    """Patches, optimiser, schedule and when to validate."""
+
+    patch: Triple = Field(description="voxels of a training patch (i, j, k)")
+    batch: Positive = Field(2, description="patches of one step")
+    budget: Budget = Field(description="when training ends: one of its four ways")
+    foreground: Fraction = Field(
+        0.5, description="share of patches centred on a voxel of a class drawn evenly"
+    )
+    optimiser: Literal["adamw", "sgd"] = Field(
+        "adamw", description="adamw, or sgd with Nesterov momentum"
+    )
+    lr: PositiveFloat = Field(2.5e-3, description="peak learning rate")
+    encoder_lr: PositiveFloat = Field(1.0, description="factor on the encoder's learning rate")
+    level_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="further factor on it for each level finer than the coarsest"
+    )
+    freeze: Freeze = Field(Freeze(), description="levels of the encoder that do not train")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-2, description="decoupled for adamw")
+    momentum: Fraction = Field(0.9, description="first moment (adamw) or momentum (sgd)")
+    schedule: Literal["cosine", "poly"] = Field("cosine", description="fall of the learning rate")
+    warmup: Fraction = Field(0.04, description="share of the budget in which the rate rises")
+    clip: PositiveFloat | None = Field(5.0, description="largest gradient norm; null: unlimited")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.99, description="decay of the averaged weights that validate and predict; 0: none"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "bf16", description="type of autocast; fp16 (with loss scaling) on CUDA only"
+    )
+    validate_every: Positive | None = Field(
+        None, description="steps between validations; null: ten times in the budget"
+    )
+    validation_cases: Positive | None = Field(
+        None, description="cases of a validation during training; null: all"
+    )
+    save_every: Positive | None = Field(
+        None, description="steps between states to resume from; null: at every validation"
+    )
+    patience: Positive | None = Field(
+        None, description="validations without gain before an early stop; null: never"
+    )
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="data-loading processes")
+    start_method: Literal["fork", "forkserver", "spawn"] = Field(
+        "forkserver", description="how the processes start"
+    )
+    threads: Positive | None = Field(None, description="CPU threads; null: all")
+    cache: PathString | None = Field(
+        None, description="folder of preprocessed cases; null: in the run folder"
+    )
