@@ -35,6 +35,8 @@ def check(config: Config) -> None:
     with track("Check", count) as tick:
         setup = set_up(config, tick)
     console.print(_data(setup), _network(setup), sep="\n")
+    if setup.pretrained:
+        console.print(setup.pretrained.table())
     for note in dict.fromkeys(note for case in setup.report.cases for note in case.notes):
         console.print(f"[yellow]note:[/] {escape(note)}")
     console.print("[green]Ready to train.[/]")
@@ -71,13 +73,16 @@ def _network(setup: Setup) -> Table:
     table.add_row("input", _size(batch))
     outputs = output_shapes(network, channels, patch)
     table.add_row("output", ", ".join(_size((config.train.batch, *shape[1:])) for shape in outputs))
-    table.add_row("parameters", f"{parameter_count(network):,}")
+    setup.tuning.rest(0.0)
+    trained, every = parameter_count(network), sum(p.numel() for p in network.parameters())
+    fixed = f", {every - trained:,} of them fixed at first" if every > trained else ""
+    table.add_row("parameters", f"{every:,}{fixed}")
     table.add_row("receptive field", _field(setup))
     i, j, k = network.divisor
     table.add_row("patch divisible by", f"{i} x {j} x {k}")
     dtype = torch.float32 if config.train.precision == "fp32" else torch.bfloat16
     activations = activation_memory(network, batch, dtype)
-    weights = parameter_count(network) * 4 * _ADAM_COPIES
+    weights = every * 4 * _ADAM_COPIES
     table.add_row(
         "memory", f"about {_mebi(activations + weights)} ({_mebi(activations)} activations)"
     )

@@ -33,6 +33,7 @@ class Registry:
     def __init__(self, kind: str, supplies: tuple[str, ...] = ()) -> None:
         self.kind = kind
         self.supplies = supplies
+        self.presets: dict[str, str] = {}
         self._components: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -43,23 +44,45 @@ class Registry:
         """
 
         def add(component: T) -> T:
-            here, there = _home(component), _home(self._components.get(name, component))
-            if here != there:  # the same home again is a re-run notebook cell
-                raise PluginError(f"{self.kind} {name!r} is defined twice: {there} and {here}")
-            for parameter in inspect.signature(component).parameters.values():
-                if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                    raise PluginError(
-                        f"{self.kind} {name!r} in {here} takes {parameter}: name its options"
-                    )
-                if parameter.name == "name":
-                    raise PluginError(
-                        f"{self.kind} {name!r} in {here} has an option 'name', which says which "
-                        "component is meant: call it otherwise"
-                    )
-            self._components[name] = component
+            self._add(name, component)
             return component
 
         return add
+
+    def preset(self, name: str, of: str, **options: Any) -> None:
+        """Give a component a further name, under which some options have other defaults.
+
+        Args:
+            name: The further name.
+            of: The component, registered before.
+            options: The other defaults: plain values, as a YAML file could hold them. Written as
+                literals, they can be read from the source.
+
+        Raises:
+            PluginError: The name is taken, or the component has no such option.
+        """
+        try:
+            self.bind({"name": of, **options})
+        except ConfigError as error:
+            raise PluginError(f"preset {name!r}: {error}") from error
+        self._add(name, partial(self.get(of), **options))
+        self.presets[name] = of
+
+    def _add(self, name: str, component: Callable[..., Any]) -> None:
+        here, there = _home(component), _home(self._components.get(name, component))
+        if here != there:  # the same home again is a re-run notebook cell
+            raise PluginError(f"{self.kind} {name!r} is defined twice: {there} and {here}")
+        for parameter in inspect.signature(component).parameters.values():
+            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                raise PluginError(
+                    f"{self.kind} {name!r} in {here} takes {parameter}: name its options"
+                )
+            if parameter.name == "name":
+                raise PluginError(
+                    f"{self.kind} {name!r} in {here} has an option 'name', which says which "
+                    "component is meant: call it otherwise"
+                )
+        self._components[name] = component
 
     def __contains__(self, name: object) -> bool:
         return name in self._components
@@ -120,6 +143,7 @@ class Registry:
 def resolved_signature(component: Callable[..., Any]) -> inspect.Signature:
     """A callable's signature with string annotations turned into types, where that is possible."""
     signature = inspect.signature(component)
+    component = component.func if isinstance(component, partial) else component
     try:
         hints = get_type_hints(component.__init__ if inspect.isclass(component) else component)
     except (NameError, TypeError):
@@ -199,6 +223,8 @@ def _problem(
 
 
 def _home(component: Callable[..., Any]) -> str:
+    if isinstance(component, partial):
+        return f"{_home(component.func)} with {component.keywords}"
     return f"{component.__module__}.{component.__qualname__}"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,11 +54,18 @@ class _Source:
 
 
 def scan(path: Path) -> Iterator[Declared]:
-    """Find the components that a file, or the files of a folder, declare by decorator."""
+    """Find the components that a file, or the files of a folder, declare: decorated, or presets."""
     for file in files(path):
+        here: dict[tuple[str, str], Declared] = {}
         for node in _tree(file).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
-                yield from _declared(node, file)
+                found = _declared(node, file)
+            elif isinstance(node, ast.Expr):
+                found = _preset(node.value, here)
+            else:
+                continue
+            here |= {(item.kind, item.name): item for item in found}
+        yield from here.values()
 
 
 def is_readable(path: Path) -> bool:
@@ -67,7 +74,7 @@ def is_readable(path: Path) -> bool:
     A plugin that declares nothing registers in some other way, such as by an import.
     """
     registrations = sum(
-        isinstance(node, ast.Attribute) and node.attr == "register"
+        isinstance(node, ast.Attribute) and node.attr in ("register", "preset")
         for file in files(path)
         for node in ast.walk(_tree(file))
     )
@@ -127,6 +134,28 @@ def _declared(node: ast.ClassDef | ast.FunctionDef, file: Path) -> Iterator[Decl
                 except _UnreadableError:
                     continue
                 yield Declared(_KINDS[holder], name, signature, file, node.lineno)
+
+
+def _preset(call: ast.expr, known: Mapping[tuple[str, str], Declared]) -> Iterator[Declared]:
+    """A call of `Registry.preset` for a component of the same file, with literal options."""
+    match call:
+        case ast.Call(
+            func=ast.Attribute(value=ast.Name(id=holder), attr="preset"),
+            args=[ast.Constant(value=str(name)), ast.Constant(value=str(of))],
+            keywords=keywords,
+        ) if (_KINDS.get(holder, ""), of) in known:
+            base = known[_KINDS[holder], of]
+            try:
+                options = {str(item.arg): ast.literal_eval(item.value) for item in keywords}
+            except ValueError:
+                return
+            parameters = [
+                p.replace(default=options.get(p.name, p.default))
+                for p in base.signature.parameters.values()
+            ]
+            yield replace(
+                base, name=name, signature=inspect.Signature(parameters), line=call.lineno
+            )
 
 
 def _signature(node: ast.ClassDef | ast.FunctionDef, file: Path) -> inspect.Signature:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medseg.console import console
-from medseg.registry import REGISTRIES
+from medseg.registry import REGISTRIES, Registry
 
 _SHOWN = {
     "dice": ("Dice", 3),
@@ -46,6 +46,9 @@ def components() -> str:
     for registry in REGISTRIES.values():
         lines.append(registry.kind)
         for name in registry.names():
+            if name in registry.presets:
+                lines.append(f"  {name}  {_preset(registry, name)}")
+                continue
             lines.append(f"  {name}  {_source(registry.get(name))}")
             lines += [
                 f"    {parameter}".replace("typing.", "")
@@ -60,6 +63,14 @@ def paths(places: Mapping[str, Path]) -> None:
     width = max(map(len, places))
     for name, path in places.items():
         console.print(f"{name.ljust(width)}  {path.resolve()}", markup=False)
+
+
+def _preset(registry: Registry, name: str) -> str:
+    """The component that a preset stands for, and the options that it sets."""
+    of = registry.presets[name]
+    base, mine = registry.signature(of).parameters, registry.signature(name).parameters
+    told = [f"{key}: {p.default}" for key, p in mine.items() if p.default != base[key].default]
+    return f"= {of} with {', '.join(told)}"
 
 
 def _source(component: Callable[..., Any]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -132,8 +132,10 @@ def _plugin_problems(source: Source) -> Iterator[Problem]:
         elif isinstance(reference, str):
             references.append(reference)
     declared, complete = plugins.declared(references)
-    for where, kind, value in _components(Config, source.values, ()):
+    for where, kind, value, fields in _components(Config, source.values, ()):
         spec = {"name": value} if isinstance(value, str) else value
+        if isinstance(spec, dict):
+            spec = {key: item for key, item in spec.items() if key == "name" or key not in fields}
         if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
             continue  # the schema has said so
         if (kind, spec["name"]) in declared:
@@ -183,8 +185,11 @@ def _option_problems(
 
 def _components(
     model: type[BaseModel], values: Any, where: Where
-) -> Iterator[tuple[Where, str, Any]]:
-    """Every component in the values, with its path and kind, as the schema marks them."""
+) -> Iterator[tuple[Where, str, Any, Collection[str]]]:
+    """Every component in the values, as the schema marks them.
+
+    Each with its path, its kind, and the keys in it that are the schema's and no option.
+    """
     if not isinstance(values, dict):
         return
     for name, field in model.model_fields.items():
@@ -195,10 +200,12 @@ def _components(
         if kind is None:
             for inner in models(field.annotation):
                 yield from _components(inner, value, here)
-        elif isinstance(value, list):
-            yield from (((*here, n), kind, item) for n, item in enumerate(value))
+            continue
+        fields = next(models(field.annotation)).model_fields
+        if isinstance(value, list):
+            yield from (((*here, n), kind, item, fields) for n, item in enumerate(value))
         else:
-            yield here, kind, value
+            yield here, kind, value, fields
 
 
 def _kinds(items: Iterable[Any]) -> Iterator[str]:

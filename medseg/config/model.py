@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from medseg.config.fields import Component, ComponentSpec, Kind, PathString, Section, component
 
@@ -43,7 +43,7 @@ class Pretrained(Section):
         None,
         description="what its images went through: folded into the first layer; null: nothing",
     )
-    intensity: tuple[float, float] = Field(
+    intensity: Annotated[tuple[float, float], Strict(False)] = Field(  # a list from YAML
         (0.0, 1.0), description="our intensities that are its black and white (with preprocessing)"
     )
     allow_partial: bool = Field(
@@ -67,7 +67,11 @@ class EncoderSpec(ComponentSpec):
     pretrained: Pretrained | None = Field(None, description="weights that the encoder starts from")
 
 
-Encoder = Annotated[EncoderSpec, component]
+def _encoder(value: Any) -> Any:
+    return EncoderSpec(**value.spec()) if type(value) is ComponentSpec else value
+
+
+Encoder = Annotated[EncoderSpec, BeforeValidator(_encoder), component]
 
 
 class Model(Section):

@@ -42,8 +42,10 @@ def is_path(where: Where) -> bool:
         if field is None:
             return False
         inner = next(models(field.annotation), None)
-        if inner is None or issubclass(inner, ComponentSpec):
-            rest = where[depth + 1 :]
+        rest = where[depth + 1 :]
+        if inner is None or (
+            issubclass(inner, ComponentSpec) and rest[:1] not in [(f,) for f in inner.model_fields]
+        ):
             is_list = get_args(field.annotation)[-1:] == (...,)
             return _marks_path([*field.metadata, field.annotation]) and len(rest) == int(is_list)
         model = inner

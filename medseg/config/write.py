@@ -20,8 +20,10 @@ def dump(config: Config) -> str:
     return "\n".join(_section(config, 0)) + "\n"
 
 
-def _section(model: BaseModel, depth: int) -> Iterator[str]:
+def _section(model: BaseModel, depth: int, skip: tuple[str, ...] = ()) -> Iterator[str]:
     for name, field in type(model).model_fields.items():
+        if name in skip:
+            continue
         value, comment = getattr(model, name), field.description or ""
         if depth == 0 and isinstance(value, BaseModel) and not isinstance(value, ComponentSpec):
             yield ""
@@ -44,6 +46,7 @@ def _section(model: BaseModel, depth: int) -> Iterator[str]:
 
 def _component(spec: ComponentSpec, depth: int) -> Iterator[str]:
     yield from (f"{_indent(depth)}{key}: {_flow(value)}" for key, value in spec.spec().items())
+    yield from _section(spec, depth, skip=("name",))
 
 
 def _entry(spec: ComponentSpec, depth: int) -> Iterator[str]:

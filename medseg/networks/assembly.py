@@ -20,16 +20,23 @@ from medseg.networks.blocks import ONE, SubvoxelConv, Triple
 from medseg.registry import DECODERS, ENCODERS, NETWORKS, Registry
 
 _LARGEST_DIVISOR = 64
+_AUXILIARY_WEIGHT = 0.3
 
 
 class EncoderDecoder(nn.Module):
     """Encoder, decoder and 1x1x1 heads.
 
+    The outputs are the logits, those of the decoder's next coarser levels, and those of the
+    encoder's own auxiliary maps, which only the loss looks at. `output_weights` are their shares
+    in the loss: halved from level to level (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z),
+    and the encoder's `auxiliary_weight`, by default that of GoogLeNet (Szegedy et al. 2015,
+    arXiv:1409.4842, section 5).
+
     Args:
         encoder: An encoder that keeps its contract (`medseg.testing.check_encoder`).
         decoder: A decoder for its channels and strides.
         classes: Channels of each output, background included.
-        deep_supervision: Auxiliary heads, on the decoder's next coarser levels.
+        deep_supervision: Heads on so many of the decoder's next coarser levels.
 
     Raises:
         ConfigError: The decoder has too few levels for the auxiliary heads.
@@ -49,9 +56,12 @@ class EncoderDecoder(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.heads = nn.ModuleList(nn.Conv3d(width, classes, 1) for width in widths)
-        finest = _strides(encoder)[0]
-        if max(finest) > 1:
-            self.heads[0] = SubvoxelConv(widths[0], classes, finest)
+        self.heads[0] = _finest_head(encoder, decoder, widths[0], classes)
+        auxiliary = tuple(getattr(encoder, "auxiliary_channels", ()))
+        self.auxiliary_heads = nn.ModuleList(nn.Conv3d(width, classes, 1) for width in auxiliary)
+        weight = float(getattr(encoder, "auxiliary_weight", _AUXILIARY_WEIGHT))
+        halves = (0.5**level for level in range(len(widths)))
+        self.output_weights = (*halves, *[weight] * len(auxiliary))
         self.divisor = _divisor(encoder)
         self._needs_two = any(isinstance(m, nn.InstanceNorm3d) for m in encoder.modules())
 
@@ -68,14 +78,20 @@ class EncoderDecoder(nn.Module):
                 f"a size of {self.divisor} voxels leaves one voxel at the coarsest level, which an "
                 "instance norm cannot take: double one axis, or use fewer levels or another norm"
             )
-        levels = self.decoder(self.encoder(x))
-        logits = [head(level) for head, level in zip(self.heads, levels, strict=False)]
+        maps: list[Tensor] = []
+        if self.auxiliary_heads:
+            levels, maps = self.encoder.with_auxiliary(x)  # type: ignore[operator]
+        else:
+            levels = self.encoder(x)
+        logits = [h(level) for h, level in zip(self.heads, self.decoder(levels), strict=False)]
+        logits += [head(m) for head, m in zip(self.auxiliary_heads, maps, strict=True)]
         return tuple(logits)
 
 
 class WholeNetwork(nn.Module):
     """A network by itself, its output brought into one form.
 
+    `output_weights` is None: each output counts half as much as the one before.
     `divisor` is found by trying sizes. It is (1, 1, 1) where none was accepted, as with a network
     that takes one fixed size: then the network itself has to refuse the others.
 
@@ -89,6 +105,7 @@ class WholeNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.classes = classes
+        self.output_weights = None
         self.divisor = _try_divisors(network, in_channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -182,14 +199,27 @@ def _levels(module: nn.Module, kind: str) -> tuple[int, ...]:
     return tuple(channels)
 
 
-def _strides(encoder: nn.Module) -> tuple[Triple, ...]:
-    strides = getattr(encoder, "strides", None)
+def _strides(module: nn.Module) -> tuple[Triple, ...]:
+    strides = getattr(module, "strides", None)
     if not isinstance(strides, Sequence) or any(len(stride) != 3 for stride in strides):
         raise PluginError(
-            f"encoder {type(encoder).__name__}.strides is {strides!r}; expected three numbers for "
-            "each level, finest first"
+            f"{type(module).__name__}.strides is {strides!r}; expected three numbers for each "
+            "level, finest first"
         )
     return tuple((i, j, k) for i, j, k in strides)
+
+
+def _finest_head(encoder: nn.Module, decoder: nn.Module, width: int, classes: int) -> nn.Module:
+    """From the decoder's finest level to logits of the input's size."""
+    finest = _strides(encoder)[0]
+    stride = _strides(decoder)[0] if hasattr(decoder, "strides") else finest
+    if stride == ONE:
+        return nn.Conv3d(width, classes, 1)
+    if stride == finest:
+        return SubvoxelConv(width, classes, stride)
+    return nn.Sequential(
+        nn.Conv3d(width, classes, 1), nn.Upsample(scale_factor=stride, mode="trilinear")
+    )
 
 
 def _divisor(encoder: nn.Module) -> Triple:

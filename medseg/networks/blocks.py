@@ -46,12 +46,12 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
     return nn.Identity()
 
 
-def activation_layer(activation: Activation) -> nn.Module:
-    """A non-linearity, in place where torch can: put it behind a norm or a convolution only."""
+def activation_layer(activation: Activation, *, inplace: bool = True) -> nn.Module:
+    """A non-linearity; in place only behind a norm or a convolution that nothing else reads."""
     if activation == "relu":
-        return nn.ReLU(inplace=True)
+        return nn.ReLU(inplace)
     if activation == "leaky_relu":
-        return nn.LeakyReLU(0.01, inplace=True)
+        return nn.LeakyReLU(0.01, inplace)
     return nn.PReLU()
 
 
@@ -78,8 +78,9 @@ def conv(
 class ConvNormAct(nn.Sequential):
     """Convolution, norm, activation, dropout.
 
-    The convolution has a bias only where no norm follows. Dropout drops whole feature maps
-    (Tompson et al. 2015, arXiv:1411.4280).
+    The convolution has a bias where no norm follows, or where `bias` asks for one: a pretrained
+    batch norm counts on it. Dropout drops whole feature maps (Tompson et al. 2015,
+    arXiv:1411.4280).
     """
 
     def __init__(
@@ -93,12 +94,24 @@ class ConvNormAct(nn.Sequential):
         norm: Norm = "instance",
         activation: Activation = "leaky_relu",
         dropout: float = 0.0,
+        bias: bool = False,
     ) -> None:
-        bias = norm == "none"
+        bias = bias or norm == "none"
         convolution = conv(width_in, width, kernel, stride, dilation=dilation, bias=bias)
         norms = [] if norm == "none" else [norm_layer(norm, width)]
         drops = [nn.Dropout3d(dropout)] if dropout else []
         super().__init__(convolution, *norms, activation_layer(activation), *drops)
+
+
+def keep_variance(module: nn.Module) -> None:
+    """Start a convolution such that ReLU leaves the signal as strong as it was.
+
+    For networks without norms (He et al. 2015, arXiv:1502.01852), as `network.apply(keep_variance)`.
+    """
+    if isinstance(module, nn.Conv3d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class SubvoxelConv(nn.Module):
@@ -175,9 +188,14 @@ def pool_shortcut(width_in: int, width: int, stride: Triple) -> nn.Module:
     return nn.Sequential(*pool, conv(width_in, width, ONE))
 
 
-def projection_shortcut(width_in: int, width: int, stride: Triple, norm: Norm) -> nn.Module:
-    """Strided 1x1x1 convolution with norm (option B of He et al. 2015), or the identity."""
-    if width_in == width and stride == ONE:
+def projection_shortcut(
+    width_in: int, width: int, stride: Triple, norm: Norm, *, always: bool = False
+) -> nn.Module:
+    """Strided 1x1x1 convolution with norm (option B of He et al. 2015).
+
+    The identity where nothing changes, unless `always` (option C).
+    """
+    if width_in == width and stride == ONE and not always:
         return nn.Identity()
     return nn.Sequential(conv(width_in, width, ONE, stride), norm_layer(norm, width))
 
@@ -191,6 +209,13 @@ def max_pool(kernel: Triple, stride: Triple) -> nn.MaxPool3d:
     i, j, k = (3 if n > 1 or s > 1 else 1 for n, s in zip(kernel, stride, strict=True))
     pads = tuple(int(s == 1 and n == 3) for n, s in zip((i, j, k), stride, strict=True))
     return nn.MaxPool3d((i, j, k), stride, pads, ceil_mode=True)
+
+
+def resized(x: Tensor, like: Tensor, mode: Literal["nearest", "trilinear"] = "trilinear") -> Tensor:
+    """X interpolated to the grid of `like`, which covers the same volume."""
+    if x.shape[2:] == like.shape[2:]:
+        return x
+    return nn.functional.interpolate(x, like.shape[2:], mode=mode)
 
 
 def recomputed(module: nn.Module, x: Tensor, recompute: bool) -> Tensor:
@@ -210,11 +235,16 @@ def recomputed(module: nn.Module, x: Tensor, recompute: bool) -> Tensor:
 
 @contextmanager
 def _statistics_held(module: nn.Module) -> Iterator[None]:
-    norms = [m for m in module.modules() if getattr(m, "track_running_stats", False) and m.training]
-    for norm in norms:
-        norm.track_running_stats = False
+    """Let what is computed move copies of the buffers only.
+
+    Batch norms have to see some: without any they would keep fewer tensors than the first time.
+    """
+    owners = list(module.modules())
+    held = [(m, name, b) for m in owners for name, b in m.named_buffers(recurse=False)]
+    for owner, name, buffer in held:
+        setattr(owner, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for owner, name, buffer in held:
+            setattr(owner, name, buffer)

@@ -11,6 +11,7 @@ What holds for all three:
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,12 @@ def check_encoder(encoder: nn.Module, in_channels: int) -> None:
     (N, in_channels, I, J, K) to a list with level l of shape (N, C_l, I/s_i, J/s_j, K/s_k), for
     every size that the last stride divides. No operation changes the input in place.
 
+    An encoder with auxiliary outputs also keeps `.auxiliary_channels`, one number per auxiliary
+    map, and may keep `.auxiliary_weight`, their weight in the loss (0.3 where it is absent).
+    `with_auxiliary` maps the same input to two lists, levels and auxiliary maps: `forward` gives
+    these levels too, and map m has the shape (N, C_m, I_m, J_m, K_m), of any size. Heads are the
+    core's business. Without such outputs the attributes are absent, or the channels empty.
+
     Args:
         encoder: The encoder, built with small options.
         in_channels: What it was built with.
@@ -40,17 +47,13 @@ def check_encoder(encoder: nn.Module, in_channels: int) -> None:
     Raises:
         PluginError: It breaks the contract.
     """
-    channels, strides = _channels(encoder), getattr(encoder, "strides", None)
-    if not isinstance(strides, Sequence) or len(strides) != len(channels):
-        broken("encoder.strides", strides, f"three numbers for each of {len(channels)} levels")
-    _check_strides(strides)
+    channels = _channels(encoder)
+    strides = _strides("encoder", getattr(encoder, "strides", None), len(channels))
     for size in _sizes(strides[-1]):
         for batch in (2, 1):
-            levels = [
-                (batch, c, *(n // s for n, s in zip(size, stride, strict=True)))
-                for c, stride in zip(channels, strides, strict=True)
-            ]
-            _check_outputs(encoder, torch.rand(batch, in_channels, *size), levels)
+            x = torch.rand(batch, in_channels, *size)
+            levels = _level_shapes(batch, size, channels, strides)
+            _check_outputs(encoder, x, levels + _auxiliary_shapes(encoder, x, levels))
     _check_weights(encoder, torch.rand(2, in_channels, *size))
 
 
@@ -61,9 +64,12 @@ def check_decoder(
     """Check a decoder, made as `decoder(channels=..., strides=..., **options)`.
 
     `forward` takes the encoder's levels, finest first, and returns a list, finest first: one
-    tensor (N, C_l, ...) for each number of its own `.channels`. Heads are not its business, nor
-    is the way back to the input's size: the core adds both. It knows the encoder by `channels`
-    and `strides` alone and does not change the levels it is given.
+    tensor (N, C_l, I/s_l, J/s_l, K/s_l) for each number of its own `.channels`. The strides s_l are
+    its own `.strides`, three numbers (i, j, k) per returned level against the network's input,
+    which nest as an encoder's do and divide the encoder's last; where it keeps none, its level l
+    has the size of the encoder's level l. Heads are not its business, nor is the way back to the
+    input's size: the core adds both. It knows the encoder by `channels` and `strides` alone and
+    does not change the levels it is given.
 
     Args:
         decoder: The decoder, built with small options.
@@ -74,20 +80,19 @@ def check_decoder(
         PluginError: It breaks the contract.
     """
     kept = _channels(decoder)
+    own = _strides("decoder", getattr(decoder, "strides", strides[: len(kept)]), len(kept))
+    if any(coarsest % s for coarsest, s in zip(strides[-1], own[-1], strict=True)):
+        broken("decoder.strides", own, f"numbers that divide the encoder's last, {strides[-1]}")
     for size in _sizes(strides[-1]):
         for batch in (2, 1):
-            levels = [
-                torch.rand(batch, c, *(n // s for n, s in zip(size, stride, strict=True)))
-                for c, stride in zip(channels, strides, strict=True)
-            ]
-            out = _outputs(decoder, levels)
-            got = [tuple(item.shape[:2]) for item in out]
-            if got != [(batch, c) for c in kept]:
+            levels = [torch.rand(shape) for shape in _level_shapes(batch, size, channels, strides)]
+            got = [tuple(item.shape) for item in _outputs(decoder, levels)]
+            if [shape[:2] for shape in got] != [(batch, c) for c in kept]:
                 broken("batch and channels of the decoder's levels", got, f".channels = {kept}")
-            _check_outputs(decoder, levels, [tuple(item.shape) for item in out])
-            voxels = [item[0, 0].numel() for item in out]
-            if voxels != sorted(voxels, reverse=True):
-                broken("voxels of the decoder's levels", voxels, "finest first")
+            shapes = _level_shapes(batch, size, kept, own)
+            if got != shapes:
+                broken("shapes of the decoder's levels", got, f"{shapes}, finest first")
+            _check_outputs(decoder, levels, shapes)
     _check_weights(decoder, levels)
 
 
@@ -138,10 +143,46 @@ def _channels(module: nn.Module) -> tuple[int, ...]:
     return tuple(channels)
 
 
-def _check_strides(strides: Sequence[Sequence[int]]) -> None:
+def _strides(kind: str, strides: Any, levels: int) -> tuple[Size, ...]:
+    if not isinstance(strides, Sequence) or len(strides) != levels:
+        broken(f"{kind}.strides", strides, f"three numbers for each of {levels} levels")
     for fine, coarse in zip([(1, 1, 1), *strides], strides, strict=False):
-        if len(coarse) != 3 or any(c % f for f, c in zip(fine, coarse, strict=False)):
-            broken("encoder.strides", strides, "three numbers, multiples of the level before")
+        if len(coarse) != 3 or any(c < 1 or c % f for f, c in zip(fine, coarse, strict=True)):
+            broken(f"{kind}.strides", strides, "three numbers, multiples of the level before")
+    return tuple(strides)
+
+
+def _level_shapes(
+    batch: int, size: Size, channels: Sequence[int], strides: Sequence[Sequence[int]]
+) -> Shapes:
+    return [
+        (batch, c, *(n // s for n, s in zip(size, stride, strict=True)))
+        for c, stride in zip(channels, strides, strict=True)
+    ]
+
+
+def _auxiliary_shapes(encoder: nn.Module, x: Tensor, levels: Shapes) -> Shapes:
+    """Shapes of an encoder's auxiliary maps; its levels have to be those that `forward` gives."""
+    channels = tuple(getattr(encoder, "auxiliary_channels", ()))
+    if not channels:
+        return []
+    weight = getattr(encoder, "auxiliary_weight", 0.3)
+    if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        broken("encoder.auxiliary_weight", weight, "a number from 0")
+    for mode in ("train", "eval"):
+        trial = copy.deepcopy(encoder).train(mode == "train")
+        with torch.no_grad():
+            alone, (found, maps) = list(trial(x)), _both(trial, x)
+        if [tuple(item.shape) for item in alone] != levels:
+            broken(f"shapes of forward in {mode} mode", [tuple(i.shape) for i in alone], levels)
+        if len(found) != len(alone) or (mode == "eval" and not equal(found, alone)):
+            broken(f"levels of with_auxiliary in {mode} mode", "others", "those of forward")
+        got = [tuple(item.shape) for item in maps]
+        if [shape[:2] for shape in got] != [(len(x), c) for c in channels] or any(
+            len(shape) != 5 for shape in got
+        ):
+            broken("shapes of the auxiliary maps", got, f".auxiliary_channels = {channels}")
+    return got
 
 
 def _sizes(stride: Sequence[int]) -> list[Size]:
@@ -149,8 +190,23 @@ def _sizes(stride: Sequence[int]) -> list[Size]:
     return [(2 * i, 2 * j, 2 * k), (2 * i, 3 * j, 2 * k)]
 
 
+def _both(encoder: nn.Module, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    out = encoder.with_auxiliary(x)  # type: ignore[operator]
+    if not isinstance(out, tuple) or [type(part) for part in out] != [list, list]:
+        broken("the result of with_auxiliary", type(out).__name__, "(levels, auxiliary maps)")
+    return out
+
+
+def _call(module: nn.Module, inputs: Any) -> Any:
+    """All that a module gives: its output, with the auxiliary maps where an encoder has some."""
+    if getattr(module, "auxiliary_channels", ()):
+        levels, maps = _both(module, inputs)
+        return [*levels, *maps]
+    return module(inputs)
+
+
 def _outputs(module: nn.Module, inputs: Any) -> list[Tensor]:
-    out = copy.deepcopy(module)(inputs)
+    out = _call(copy.deepcopy(module), inputs)
     out = [out] if isinstance(out, Tensor) else out
     if not isinstance(out, list | tuple) or not all(isinstance(item, Tensor) for item in out):
         broken(f"the result of {type(module).__name__}", type(out).__name__, "tensors")
@@ -179,7 +235,7 @@ def _check_outputs(module: nn.Module, inputs: Any, shapes: Shapes) -> None:
 def _check_weights(module: nn.Module, inputs: Any) -> None:
     """Check gradients, and that weights are saved once, restored in full and copied apart."""
     name, trial = type(module).__name__, copy.deepcopy(module).train()
-    out = trial(inputs)
+    out = _call(trial, inputs)
     out = [out] if isinstance(out, Tensor) else out
     total = torch.stack([(item * torch.rand_like(item)).sum() for item in out]).sum()
     if total.requires_grad:  # a decoder may have no weights at all

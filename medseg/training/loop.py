@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.config.schema import Config
-from medseg.console import Tick, track
+from medseg.console import Tick, console, track
 from medseg.errors import MedsegError
 from medseg.inference.predictor import pick_device
 from medseg.inference.window import autocast
@@ -67,6 +67,8 @@ def train(
         for precision in (config.train.precision, config.inference.precision):
             autocast(where, precision)  # refuses what the device lacks
         tick(f"{len(setup.ids.train)} cases train, {len(setup.ids.validation)} validate")
+    if setup.pretrained and not quiet:
+        console.print(setup.pretrained.table())
     with run.lock():
         if resume:
             run.reopen(config, setup.dataset)
@@ -74,8 +76,8 @@ def train(
             run.refuse_another(resume)
         training, validation = _cached(setup, run, quiet)
         if not resume:
-            run.start(config, setup.dataset, setup.ids)
-        state = State(setup.network.to(where), config.train)
+            run.start(config, setup.dataset, setup.ids, setup.pretrained)
+        state = State(setup.network.to(where), config.train, setup.tuning)
         if resume:
             state.restore(run.state)
         run.rewind(state.step)
@@ -106,6 +108,7 @@ def _loop(
         lr = learning_rate(settings, fraction)
         image, label = _augmented(next(stream), config, state.step, device)
         meter.computing()
+        setup.tuning.rest(fraction)
         value = _step(state, loss, image, label, config, lr)
         meter.end(value)
         state.step += 1
@@ -145,8 +148,7 @@ def _step(
     """
     torch.manual_seed(_seed(config.seed, state.step))  # dropout and whatever else draws inside
     for group in state.optimiser.param_groups:
-        group["lr"] = lr
-    state.network.train()
+        group["lr"] = lr * group["factor"]
     with autocast(image.device, config.train.precision):
         outputs = state.network(image)
     value = loss(outputs, label)

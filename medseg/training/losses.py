@@ -5,6 +5,8 @@ Voxels whose target is IGNORE_INDEX count nowhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -100,24 +102,27 @@ class DiceCrossEntropy(nn.Module):
 
 
 class DeepSupervision(nn.Module):
-    """A loss at several resolutions, each coarser one with half the weight of the one before.
+    """A loss of several outputs (Lee et al. 2015, arXiv:1409.5185).
 
-    Lee et al. 2015 (arXiv:1409.5185); the halving follows Isensee et al. 2021
-    (doi:10.1038/s41592-020-01008-z). The target is picked at the coarse voxels (nearest).
+    The target is picked at the voxels of coarser outputs (nearest).
+
+    Args:
+        loss: Of one output.
+        weights: One for each output; None: each half that of the one before.
     """
 
-    def __init__(self, loss: nn.Module) -> None:
+    def __init__(self, loss: nn.Module, weights: Sequence[float] | None = None) -> None:
         super().__init__()
         self.loss = loss
+        self.weights = weights
 
     def forward(self, outputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
-        """Return the weighted mean over outputs, finest first."""
-        total, weights = torch.zeros((), device=target.device), 0.0
-        for level, logits in enumerate(outputs):
-            weight = 0.5**level
+        """Return the weighted mean over the outputs."""
+        weights = self.weights or [0.5**n for n in range(len(outputs))]
+        total = torch.zeros((), device=target.device)
+        for weight, logits in zip(weights, outputs, strict=True):
             total = total + weight * self.loss(logits, _at(target, logits))
-            weights += weight
-        return total / weights
+        return total / sum(weights)
 
 
 def _at(target: Tensor, logits: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from medseg import plugins
 from medseg.config import Config, dump
 from medseg.errors import ConfigError, DataError
 from medseg.files import read_json, sha256, write_json, write_text
+from medseg.networks.load_report import LoadReport
 from medseg.version import VERSION
 from medseg.volumes.dataset import Dataset
 from medseg.volumes.split import SplitIds
@@ -41,6 +42,7 @@ class RunFolder:
         self.curves = self.path / "progress.png"
         self.splits = self.path / "splits.json"
         self.environment = self.path / "environment.json"
+        self.pretrained = self.path / "pretrained.json"
         self.validation = self.path / "validation"
         self.report = self.path / "report.html"
         self.cache = self.path / "cache"
@@ -56,7 +58,9 @@ class RunFolder:
                 self.path, "holds a run already; give --resume to go on with it, or another -o"
             )
 
-    def start(self, config: Config, dataset: Dataset, ids: SplitIds) -> None:
+    def start(
+        self, config: Config, dataset: Dataset, ids: SplitIds, pretrained: LoadReport | None
+    ) -> None:
         """Write what is known before the first step.
 
         Raises:
@@ -64,6 +68,8 @@ class RunFolder:
         """
         write_json(self.splits, {"train": ids.train, "validation": ids.validation})
         write_json(self.environment, environment(config, dataset))
+        if pretrained is not None:
+            write_json(self.pretrained, pretrained.as_json())
         write_text(self.config, dump(config))  # last: it says that there is a run to resume
 
     def reopen(self, config: Config, dataset: Dataset) -> None:

@@ -14,7 +14,10 @@ from medseg.config.schema import Config
 from medseg.inference.window import check_patch
 from medseg.networks.assembly import Network, build_network
 from medseg.networks.describe import output_shapes
+from medseg.networks.load_report import LoadReport
+from medseg.networks.pretrained import load_pretrained
 from medseg.registry import LOSSES, POSTPROCESSORS, TRANSFORMS
+from medseg.training.finetune import FineTuning
 from medseg.training.losses import DeepSupervision
 from medseg.transforms.preprocess import Preprocessor, Spacing
 from medseg.volumes import cases
@@ -35,8 +38,10 @@ class Setup:
         ids: Who trains and who validates.
         report: What was found in each file.
         spacing: Voxel size in mm to resample to; None: each volume's own.
-        network: Freshly initialised, on the CPU.
+        network: Freshly initialised, on the CPU, or with the weights to start from.
         loss: Of all the network's outputs.
+        tuning: Which levels of the network train, and how fast.
+        pretrained: What was taken from a file of weights; None: nothing was to be.
     """
 
     config: Config
@@ -46,6 +51,8 @@ class Setup:
     spacing: Spacing | None
     network: Network
     loss: nn.Module
+    tuning: FineTuning
+    pretrained: LoadReport | None
 
     @property
     def preprocessor(self) -> Preprocessor:
@@ -63,6 +70,7 @@ def set_up(config: Config, tick: Callable[[], None] | None = None) -> Setup:
     Raises:
         ConfigError: The model or the patch does not fit, or a component refuses its options.
         DataErrors: All that is wrong with the data, file by file.
+        DataError: The weights to start from cannot be used.
         PluginError: A plugin cannot be loaded.
     """
     plugins.load(config.plugins)
@@ -72,14 +80,19 @@ def set_up(config: Config, tick: Callable[[], None] | None = None) -> Setup:
     dataset = dataset.only((*ids.train, *ids.validation))
     classes = len(dataset.labels.values) + 1
     network = build_network(config.model, len(dataset.channels), classes, config.seed)
+    tuning = FineTuning(network, len(dataset.channels), config.train)
     check_patch(config, network.divisor)
-    loss = DeepSupervision(LOSSES.build(config.loss.spec(), classes=classes))
+    loss = DeepSupervision(
+        LOSSES.build(config.loss.spec(), classes=classes), network.output_weights
+    )
     _try_components(config, classes)
     with suppress(NotImplementedError):  # of an operation that cannot be tried without computing
         output_shapes(network, len(dataset.channels), config.train.patch)
+    pretrained = load_pretrained(network, config.model, dataset.channels)
     report = check_cases(dataset, need_labels=True, train=ids.train, progress=tick)
     report.raise_problems()
-    return Setup(config, dataset, ids, report, _spacing(config, report, ids), network, loss)
+    spacing = _spacing(config, report, ids)
+    return Setup(config, dataset, ids, report, spacing, network, loss, tuning, pretrained)
 
 
 def _try_components(config: Config, classes: int) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from medseg.config.schema import Train
 from medseg.errors import DataError, MedsegError
 from medseg.files import atomic
 from medseg.networks.assembly import Network
+from medseg.training.finetune import FineTuning
 
 
 class State:
@@ -25,12 +25,13 @@ class State:
     Args:
         network: To be trained, on its device.
         settings: The `train` section.
+        tuning: Which of its levels train, and how fast.
     """
 
-    def __init__(self, network: Network, settings: Train) -> None:
+    def __init__(self, network: Network, settings: Train, tuning: FineTuning) -> None:
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
-        self.optimiser = _optimiser(network, settings)
+        self.optimiser = _optimiser(tuning, settings)
         device = next(network.parameters()).device
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.decay = settings.ema
@@ -119,17 +120,17 @@ def _previous(path: Path) -> Path:
     return path.with_name(f"previous{path.suffix}")
 
 
-def _optimiser(network: nn.Module, settings: Train) -> torch.optim.Optimizer:
+def _optimiser(tuning: FineTuning, settings: Train) -> torch.optim.Optimizer:
     if settings.optimiser == "sgd":
         return torch.optim.SGD(
-            network.parameters(),
+            tuning.groups(),
             settings.lr,
             momentum=settings.momentum,
             nesterov=settings.momentum > 0,
             weight_decay=settings.weight_decay,
         )
     return torch.optim.AdamW(
-        network.parameters(),
+        tuning.groups(),
         settings.lr,
         betas=(settings.momentum, 0.99),
         weight_decay=settings.weight_decay,

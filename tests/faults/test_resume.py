@@ -163,6 +163,23 @@ def at_step(run: Path) -> int:
     return int(torch.load(files[0], weights_only=True)["step"]) if files else 0
 
 
+@pytest.mark.parametrize("saves", [1, 2])
+def test_it_goes_on_before_and_after_levels_thawed(
+    saves: int, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The levels thaw at steps 3 and 5 of 6; the run breaks off after 2, or after 3."""
+    settings = {"levels": "all", "thaw": [0.5, 0.8]}
+    path = recipe(**SHORT, **{"train.freeze": settings, "train.level_decay": 0.5})
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train(path, whole)
+    kill_after(saves, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(path, run)
+    monkeypatch.undo()
+    train(path, run, resume=True)
+    same_end(run, whole)
+
+
 def test_it_goes_on_where_it_was(interrupted: tuple[Path, Path], whole: Path) -> None:
     path, run = interrupted
     assert at_step(run) == 4

@@ -59,6 +59,29 @@ def test_a_name_is_given_once(shapes: Registry) -> None:
     assert shapes.get("dot") is before
 
 
+def test_a_preset_has_other_defaults_and_the_same_options(shapes: Registry) -> None:
+    shapes.preset("blue_box", "box", widths=(1, 2), colour="blue")
+    assert shapes.names() == ["blue_box", "box", "dot"]
+    assert shapes.presets == {"blue_box": "box"}
+    assert shapes.build({"name": "blue_box"}, sides=4).values == (4, (1, 2), "blue", 1.0, False)
+    changed = {"name": "blue_box", "widths": [3], "deep": True}
+    assert shapes.build(changed, sides=4).values == (4, (3,), "blue", 1.0, True)
+    with pytest.raises(ConfigError, match="shape 'blue_box': unknown option 'wide'"):
+        shapes.build({"name": "blue_box", "wide": 1}, sides=4)
+    assert shapes.signature("blue_box").parameters["deep"].annotation is bool
+
+
+def test_a_preset_of_an_option_that_does_not_exist(shapes: Registry) -> None:
+    with pytest.raises(PluginError, match=r"preset 'big': shape 'dot': unknown option 'sise'"):
+        shapes.preset("big", "dot", sise=9.0)
+    with pytest.raises(PluginError, match=r"unknown shape 'dott'; did you mean 'dot'"):
+        shapes.preset("big", "dott", size=9.0)
+    shapes.preset("big", "dot", size=9.0)
+    shapes.preset("big", "dot", size=9.0)  # the same again: a re-run notebook cell
+    with pytest.raises(PluginError, match="shape 'big' is defined twice"):
+        shapes.preset("big", "dot", size=8.0)
+
+
 def test_the_same_source_may_register_again() -> None:
     """A notebook cell that is run twice gives its class twice."""
     registry = Registry("shape")

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +17,19 @@ from medseg.registry import REGISTRIES, Registry
 from medseg.signatures import files, is_readable, module_file, scan, syntax_problem
 
 plugins.load()
+
+
+def made_by(registry: Registry, name: str) -> Any:
+    """The class or function behind a name, of a preset too."""
+    component = registry.get(name)
+    return component.func if isinstance(component, partial) else component
+
+
 REGISTERED = [
     (registry, name)
     for registry in REGISTRIES.values()
     for name in registry.names()
-    if registry.get(name).__module__.split(".")[0] in ("medseg", "medseg_plugins")
+    if made_by(registry, name).__module__.split(".")[0] in ("medseg", "medseg_plugins")
 ]
 
 
@@ -48,9 +57,12 @@ def test_source_shows_what_import_shows(registry: Registry, name: str) -> None:
     assert complete
     shown, live = declared[registry.kind, name], registry.signature(name)
     assert parameters(shown.signature) == parameters(live)
-    component = registry.get(name)
+    component = made_by(registry, name)
     assert shown.file == Path(inspect.getsourcefile(component) or "")
-    assert re.search(rf"^(class|def) {component.__name__}\b", _line(shown.file, shown.line))
+    declares = rf"^(class|def) {component.__name__}\b"
+    if name in registry.presets:
+        declares = rf'^\w+\.preset\(\s*("{name}"|$)'
+    assert re.search(declares, _line(shown.file, shown.line))
 
 
 def _line(file: Path, number: int) -> str:
@@ -157,6 +169,25 @@ def test_keyword_only_arguments_and_dataclasses(tmp_path: Path) -> None:
     assert is_readable(path)
 
 
+def test_a_preset_is_its_component_with_other_defaults(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+        @ENCODERS.register("net")
+        class Net:
+            def __init__(self, in_channels: int, depth: int = 1, wide: bool = False): ...
+
+        ENCODERS.preset("net3", "net", depth=3)
+        """,
+    )
+    _, preset = scan(path)
+    assert (preset.kind, preset.name, preset.line) == ("encoder", "net3", 6)
+    empty = inspect.Parameter.empty
+    expected = {"in_channels": (int, empty), "depth": (int, 3), "wide": (bool, False)}
+    assert parameters(preset.signature) == expected
+    assert is_readable(path)
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -167,6 +198,8 @@ def test_keyword_only_arguments_and_dataclasses(tmp_path: Path) -> None:
         "@ENCODERS.register('a')\nclass A(Base):\n    pass",
         "if True:\n    @ENCODERS.register('a')\n    def a(): ...",
         "@ENCODERS.register('a')\ndef a(): ...\nENCODERS.register('b')(a)",
+        "ENCODERS.preset('b', 'resnet', width=2.0)",
+        "@ENCODERS.register('a')\ndef a(x: int = 1): ...\nENCODERS.preset('b', 'a', x=2 + X)",
         "import my_encoders",
         "",
         "def (:",
