@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from medseg.errors import ConfigError, PluginError
 
 T = TypeVar("T", bound=Callable[..., Any])
+_MANY, _NEAREST = 24, 5  # names of one kind that are still told in full; else so many
 
 
 class Registry:
@@ -191,10 +192,13 @@ def option_problems(
 
 
 def unknown(kind: str, wrong: str, known: Iterable[str]) -> str:
-    """The message for an unknown name: the nearest known one, then all of them."""
+    """The message for an unknown name: the nearest known one, then all, or the nearest of many."""
     known = sorted(known)
-    near = difflib.get_close_matches(wrong, known, n=1)
+    near = difflib.get_close_matches(wrong, known, n=_NEAREST)
     hint = f"; did you mean {near[0]!r}?" if near else ""
+    if len(known) > _MANY:
+        others = f"near: {', '.join(near)}; " if len(near) > 1 else ""
+        return f"unknown {kind} {wrong!r}{hint} ({others}{len(known)} known, see `medseg plugins`)"
     return f"unknown {kind} {wrong!r}{hint} (known: {', '.join(known) or 'none'})"
 
 

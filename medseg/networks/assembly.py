@@ -63,7 +63,6 @@ class EncoderDecoder(nn.Module):
         halves = (0.5**level for level in range(len(widths)))
         self.output_weights = (*halves, *[weight] * len(auxiliary))
         self.divisor = _divisor(encoder)
-        self._needs_two = any(isinstance(m, nn.InstanceNorm3d) for m in encoder.modules())
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map (N, in_channels, I, J, K) to (logits, *auxiliary logits of coarser levels).
@@ -73,11 +72,17 @@ class EncoderDecoder(nn.Module):
                 norm would then see a single voxel.
         """
         check_size(x.shape[2:], self.divisor)
-        if self._needs_two and tuple(x.shape[2:]) == self.divisor:
+        try:
+            return self._outputs(x)
+        except ValueError as error:
+            if tuple(x.shape[2:]) != self.divisor:
+                raise
             raise ConfigError(
                 f"a size of {self.divisor} voxels leaves one voxel at the coarsest level, which an "
                 "instance norm cannot take: double one axis, or use fewer levels or another norm"
-            )
+            ) from error
+
+    def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         maps: list[Tensor] = []
         if self.auxiliary_heads:
             levels, maps = self.encoder.with_auxiliary(x)  # type: ignore[operator]

@@ -106,7 +106,7 @@ class ConvNormAct(nn.Sequential):
 def keep_variance(module: nn.Module) -> None:
     """Start a convolution such that ReLU leaves the signal as strong as it was.
 
-    For networks without norms (He et al. 2015, arXiv:1502.01852), as `network.apply(keep_variance)`.
+    For networks without norms: `network.apply(keep_variance)` (He et al. 2015, arXiv:1502.01852).
     """
     if isinstance(module, nn.Conv3d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.networks.blocks import Triple
 
@@ -33,6 +34,18 @@ def output_shapes(network: nn.Module, in_channels: int, size: Triple) -> list[tu
     with torch.no_grad():
         out = trial(torch.empty(1, in_channels, *size, device="meta"))
     return [tuple(item.shape) for item in _outputs(out)]
+
+
+def multiply_adds(network: nn.Module, in_channels: int, size: Triple) -> int:
+    """Multiplications with addition in one forward pass of (1, in_channels, *size): convolutions.
+
+    Half of the floating-point operations that torch counts.
+    """
+    trial = copy.deepcopy(network).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        trial(torch.empty(1, in_channels, *size, device="meta"))
+    total: int = counter.get_total_flops()
+    return total // 2
 
 
 def activation_memory(

@@ -91,7 +91,7 @@ def first_kernel(
     kernel = kernel * gains.view(1, -1, *[1] * (kernel.ndim - 2))
     zero = torch.zeros_like(kernel[:, 0])
     mapped = [kernel[:, source].mean(1) if source else zero for source in sources]
-    added = sum(constants[:, source].mean(1) for source in sources if source)
+    added = torch.stack([constants[:, source].mean(1) for source in sources if source]).sum(0)
     words = _words(channels, sources, factor, width)
     if settings.preprocessing:
         black, white = settings.intensity
@@ -103,16 +103,14 @@ def first_kernel(
 def _words(
     channels: Sequence[str], sources: Sequence[Sequence[int]], factor: float, width: int
 ) -> str:
-    """The channel mapping, e.g. `t1 = mean of 0, 1, 2; times 3`; "" where channels are as many."""
+    """The channel mapping, e.g. `ct = mean of 0, 1, 2 of the file, times 3`; "" if none."""
     if [*sources] == [[n] for n in range(width)]:
         return ""
-    parts = [
-        f"{name} = {('mean of ' if len(s) > 1 else '') + ', '.join(map(str, s)) or 'zero'}"
-        for name, s in zip(channels, sources, strict=True)
-    ]
-    if len(parts) > 1 and len(set(map(tuple, sources))) == 1:
-        parts = [f"each channel ={parts[0].split('=', 1)[1]}"]
-    return "; ".join([*parts, f"times {factor:g}"])
+    means = ["mean of " * (len(s) > 1) + (", ".join(map(str, s)) or "zero") for s in sources]
+    pairs = [f"{name} = {mean}" for name, mean in zip(channels, means, strict=True)]
+    if len(means) > 1 and len({*means}) == 1:
+        pairs = [f"each channel = {means[0]}"]
+    return f"{'; '.join(pairs)} of the file, times {factor:.4g}"
 
 
 def _sources(settings: Pretrained, channels: Sequence[str], width: int) -> list[list[int]]:

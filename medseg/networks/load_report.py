@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 Status = Literal["kept", "inflated", "adapted", "left out", "missing"]
-_TAKEN = ("kept", "inflated", "adapted")
+_TAKEN: tuple[Status, ...] = ("kept", "inflated", "adapted")
 _NAMED = 2  # names that a group of rows is shown by
 
 
@@ -63,10 +63,10 @@ class LoadReport:
     notes: tuple[str, ...] = ()
 
     @property
-    def kernels(self) -> dict[str, int]:
+    def kernels(self) -> dict[Status, int]:
         """How many of the network's kernels have which status."""
         counts = Counter(row.status for row in self.rows if row.kernel)
-        return {status: counts[status] for status in (*_TAKEN, "left out", "missing")}
+        return {status: counts[status] for status in get_args(Status)}
 
     @property
     def summary(self) -> str:
@@ -98,7 +98,7 @@ class LoadReport:
 _COLOURED = {
     "adapted": "[cyan]adapted",
     "left out": "[yellow]left out",
-    "missing": "[red]missing",
+    "missing": "[yellow]missing",
 }
 
 

@@ -23,7 +23,13 @@ def cumulative(strides: Sequence[Triple]) -> tuple[Triple, ...]:
 
 
 def scaled(widths: Iterable[int], width: float) -> tuple[int, ...]:
-    """Every width multiplied by a factor, at least 1."""
+    """Every width multiplied by a factor, at least 1.
+
+    Raises:
+        ConfigError: The factor is not above 0.
+    """
+    if width <= 0:
+        raise ConfigError(f"width must be above 0, got {width:g}", ("width",))
     return tuple(max(1, round(width * number)) for number in widths)
 
 
@@ -36,7 +42,7 @@ def flatten(kernel: Triple, length: int) -> Triple:
 def per_stage(
     option: str, given: Sequence[Triple] | None, default: Sequence[Triple]
 ) -> tuple[Triple, ...]:
-    """An option with one triple per stage: what was given, checked, or else the default.
+    """An option with one triple per level: what was given, checked, or else the default.
 
     Raises:
         ConfigError: The number of triples is not the number of stages, or a number is below 1.
@@ -45,7 +51,7 @@ def per_stage(
         return tuple(default)
     if len(given) != len(default):
         raise ConfigError(
-            f"{option} needs one triple per stage: {len(default)}, got {len(given)}", (option,)
+            f"{option} needs one triple per level: {len(default)}, got {len(given)}", (option,)
         )
     if any(number < 1 for triple in given for number in triple):
         raise ConfigError(f"{option} must be positive, got {given}", (option,))

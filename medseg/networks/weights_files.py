@@ -23,11 +23,13 @@ from medseg.files import sha256
 
 _DEEPEST = 3  # entries within entries that are looked through for weights
 _REMEDY = "save `model.state_dict()` with torch.save or as .safetensors, and load that"
-_NO_WEIGHTS = (  # how other things that lie about under such names begin
-    (b"<", "is a web page (HTML or XML), not weights: download the file itself"),
-    (b"version https://git-lfs", "is a pointer of Git LFS, not weights: run `git lfs pull`"),
-    (b"", "is empty: download or copy it again"),
-)
+_PAGE = "is a web page, not weights: download the file itself"
+_NO_WEIGHTS = {  # how other things that lie about under such names begin
+    b"<!doctype": _PAGE,
+    b"<html": _PAGE,
+    b"<?xml": _PAGE,
+    b"version https://git-lfs": "is a pointer of Git LFS, not weights: run `git lfs pull`",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +98,13 @@ def _reader(path: Path) -> Callable[[Path], Any]:
         )
     try:
         with path.open("rb") as file:
-            start = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+            start = file.read(64)
     except OSError as error:
         raise DataError(path, error.strerror or str(error)) from error
-    for sign, reason in _NO_WEIGHTS:
-        if start.startswith(sign) and (sign or not start):
+    if not start:
+        raise DataError(path, "is empty: download or copy it again")
+    for sign, reason in _NO_WEIGHTS.items():
+        if start.strip(b"\xef\xbb\xbf \t\r\n").lower().startswith(sign):
             raise DataError(path, reason)
     return _READERS[suffix]
 
@@ -157,7 +161,7 @@ def _torch(path: Path) -> Any:
 
 
 def _npz(path: Path) -> Mapping[str, Tensor]:
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     return {name: _tensor(array) for name, array in arrays.items() if _is_number(array)}
 
@@ -239,7 +243,7 @@ def _check(path: Path, name: str, tensor: Tensor) -> None:
         raise DataError(
             path, f"{name} is a sparse, quantised or empty (meta) tensor: save plain weights"
         )
-    if not bool(tensor.isfinite().all()):
+    if not bool(tensor.float().isfinite().all()):
         raise DataError(
             path, f"{name} holds NaN or infinity: the training it is from broke; take another file"
         )

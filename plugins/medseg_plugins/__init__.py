@@ -1,5 +1,25 @@
 """The plugins that medseg ships: ordinary ones, which importing this package registers."""
 
-from medseg_plugins import inception, monai_components, monai_network, resnet, unet, vgg
+from medseg_plugins import (
+    deeplab,
+    fcn,
+    fpn,
+    inception,
+    monai_components,
+    monai_network,
+    resnet,
+    unet,
+    vgg,
+)
 
-__all__ = ["inception", "monai_components", "monai_network", "resnet", "unet", "vgg"]
+__all__ = [
+    "deeplab",
+    "fcn",
+    "fpn",
+    "inception",
+    "monai_components",
+    "monai_network",
+    "resnet",
+    "unet",
+    "vgg",
+]

@@ -1,8 +1,6 @@
-"""ResNet encoder in 3D (He et al. 2015, arXiv:1512.03385)."""
+"""ResNet encoders in 3D (He et al. 2015, arXiv:1512.03385; 2016, arXiv:1603.05027), plain twins."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -10,48 +8,70 @@ from medseg.errors import ConfigError
 from medseg.networks.blocks import (
     ONE,
     THREE,
+    TWO,
     Activation,
     ConvNormAct,
     Norm,
-    Residual,
     Triple,
-    activation_layer,
     conv,
-    norm_layer,
-    pool_shortcut,
-    projection_shortcut,
+    recomputed,
 )
-from medseg.networks.stages import cumulative, halving, per_stage, same_length
+from medseg.networks.stages import cumulative, halving, per_stage, same_length, scaled
 from medseg.registry import ENCODERS
-
-Block = Literal["basic", "bottleneck"]
-Shortcut = Literal["pool", "projection"]
-_SQUEEZE = 4  # a bottleneck's 3x3x3 convolution is this much narrower (paper, Table 1)
+from medseg_plugins.resnet_blocks import (
+    SQUEEZE,
+    Block,
+    Order,
+    Shape,
+    Shortcut,
+    Style,
+    block_of,
+    pre_activation,
+    torchvision_names,
+)
 
 
 @ENCODERS.register("resnet")
 class ResNetEncoder(nn.Module):
     """A stem convolution, then stages of residual blocks; one level per stage.
 
-    The defaults are a small residual encoder for training from scratch. The paper's ResNet-18 is
-    `widths: [64, 128, 256, 512], blocks: [2, 2, 2, 2], shortcut: projection, norm: batch,
-    activation: relu, stem_kernel: [7, 7, 7], stem_norm: true` (the stem's pooling left out).
+    The defaults are a small residual encoder for training from scratch. `resnet18` and the like
+    are the papers' networks, with one level more: the stem's output, before its pooling.
 
     Args:
         in_channels: Channels of the input.
         widths: Output channels of each stage.
+        width: Factor on all widths.
         blocks: Residual blocks of each stage. Null: one.
-        strides: Step of each stage, per axis; the stem takes the first, the first block of a
-            stage the others. Null: 1, then 2s.
-        kernels: Kernel of each stage's convolutions, per axis. Null: 3x3x3.
-        block: "basic" (two 3x3x3 convolutions) or "bottleneck" (1x1x1, 3x3x3, 1x1x1).
-        shortcut: "pool" (average pool, then 1x1x1; ResNet-D) or "projection" (strided 1x1x1 with
-            norm; the paper's option B).
+        strides: Step of each level, per axis: the stem takes the first, the first block of a
+            stage the others; with `stem_pool` the second is the pooling's. Null: 1, then 2s; with
+            `stem_pool` 2s.
+        kernels: Kernel of each level's convolutions, per axis. The stem is flat, too, where the
+            first is 1 long; with `stem_pool`, the pooling where the second is. Null: 3x3x3.
+        dilations: Dilation of each stage's 3x3x3 convolutions. Null: 1.
+        block: "basic" (two 3x3x3 convolutions) or "bottleneck" (1x1x1, 3x3x3, 1x1x1; four times
+            narrower inside).
+        residual: Whether blocks have shortcuts. False gives the plain twin (2015, section 3.3).
+            The last norm of a residual "v1" or "v1b" block starts at zero (Goyal et al. 2017,
+            arXiv:1706.02677), so that the block starts as its shortcut.
+        shortcut: "pool" (average pool, then 1x1x1; ResNet-D: He et al. 2018, arXiv:1812.01187) or
+            the options of the 2015 paper: "A" (every n-th voxel, zeros for new channels), "B"
+            (strided 1x1x1 with norm where shapes change) or "C" ("B" everywhere).
+        order: "v1" (2015), "v1b" (a bottleneck steps in its 3x3x3 rather than in its first 1x1x1,
+            as in torchvision) or "v2" (2016: norm and activation before each convolution, nothing
+            behind the addition). A level of "v2" is handed out through a norm and an activation of
+            its own; the next stage takes the sum itself.
+        se: Whether squeeze-and-excitation ends each block's body (Hu et al. 2018,
+            arXiv:1709.01507).
         norm: Normalisation behind each convolution.
         activation: Non-linearity.
-        dropout: Probability of dropping a feature map behind a block's first activation.
+        dropout: Probability of dropping a feature map between the first two convolutions of a
+            block, behind the activation.
         stem_kernel: Kernel of the stem.
         stem_norm: Whether norm and activation follow the stem.
+        stem_pool: Whether the papers' 3x3x3 max pooling follows the stem, whose output is then the
+            first level; needs `stem_norm`.
+        checkpointing: Recompute each stage's activations for the gradient: less memory, more time.
     """
 
     def __init__(  # noqa: PLR0913 (the options are the schema)
@@ -59,101 +79,166 @@ class ResNetEncoder(nn.Module):
         in_channels: int,
         *,
         widths: tuple[int, ...] = (16, 32, 64, 128),
+        width: float = 1.0,
         blocks: tuple[int, ...] | None = None,
         strides: tuple[Triple, ...] | None = None,
         kernels: tuple[Triple, ...] | None = None,
+        dilations: tuple[int, ...] | None = None,
         block: Block = "basic",
+        residual: bool = True,
         shortcut: Shortcut = "pool",
+        order: Order = "v1b",
+        se: bool = False,
         norm: Norm = "instance",
         activation: Activation = "leaky_relu",
         dropout: float = 0.0,
         stem_kernel: Triple = (3, 3, 3),
         stem_norm: bool = False,
+        stem_pool: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        same_length("widths", widths, widths)
-        blocks = (1,) * len(widths) if blocks is None else blocks
-        same_length("blocks", blocks, widths)
-        steps = per_stage("strides", strides, halving(len(widths)))
-        kernel_list = per_stage("kernels", kernels, [THREE] * len(widths))
-        if block == "bottleneck" and any(width % _SQUEEZE for width in widths):
+        if stem_pool and not stem_norm:
             raise ConfigError(
-                f"a bottleneck's widths are multiples of {_SQUEEZE}, got {widths}", ("widths",)
+                "stem_pool makes the stem's output a level: set stem_norm to true", ("stem_norm",)
             )
-        self.channels = tuple(widths)
+        widths = _widths(widths, width, block)
+        counts = _per_stage("blocks", blocks, widths)
+        rates = _per_stage("dilations", dilations, widths)
+        levels = len(widths) + stem_pool
+        steps = per_stage("strides", strides, halving(levels, TWO if stem_pool else ONE))
+        shapes = per_stage("kernels", kernels, [THREE] * levels)
+        style = Style(block, residual, shortcut, order, se, norm, activation, dropout)
+        first = widths[0] // (SQUEEZE if block == "bottleneck" else 1)
+        self.channels = (first, *widths) if stem_pool else widths
         self.strides = cumulative(steps)
+        self.checkpointing = checkpointing
+        self._has_layout = stem_norm and order != "v2" and (not residual or shortcut != "pool")
 
-        width_in = widths[0] // (_SQUEEZE if block == "bottleneck" else 1)
-        self.stem: nn.Module
-        if stem_norm:
-            self.stem = ConvNormAct(
-                in_channels, width_in, stem_kernel, steps[0], norm=norm, activation=activation
-            )
-        else:
-            self.stem = conv(in_channels, width_in, stem_kernel, steps[0])
-        make = _Blocks(block, shortcut, norm, activation, dropout)
+        kernel = _flat_as(shapes[0], stem_kernel)
+        self.stem: nn.Module = (
+            ConvNormAct(in_channels, first, kernel, steps[0], norm=norm, activation=activation)
+            if stem_norm
+            else conv(in_channels, first, kernel, steps[0])
+        )
+        self.pool = _stem_pool(shapes[1], steps[1]) if stem_pool else None
         self.stages = nn.ModuleList()
-        for width, count, step, kernel in zip(
-            widths, blocks, (ONE, *steps[1:]), kernel_list, strict=True
+        for n, (count, stride, rate) in enumerate(
+            zip(counts, (ONE, *steps[1 + stem_pool :]), rates, strict=True)
         ):
-            first = make.block(width_in, width, kernel, step)
-            rest = [make.block(width, width, kernel, ONE) for _ in range(count - 1)]
-            self.stages.append(nn.Sequential(first, *rest))
-            width_in = width
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Map (N, in_channels, I, J, K) to one feature map per stage, finest first."""
-        x = self.stem(x)
-        return [x := stage(x) for stage in self.stages]
-
-
-class _Blocks:
-    """Makes residual blocks of one style."""
-
-    def __init__(
-        self, block: Block, shortcut: Shortcut, norm: Norm, activation: Activation, dropout: float
-    ) -> None:
-        self.body = self._basic if block == "basic" else self._bottleneck
-        self.shortcut = shortcut
-        self.norm = norm
-        self.activation = activation
-        self.dropout = dropout
-
-    def block(self, width_in: int, width: int, kernel: Triple, stride: Triple) -> Residual:
-        """One block: the body's last norm starts at zero, so the block starts as its shortcut."""
-        if self.shortcut == "pool":
-            shortcut = pool_shortcut(width_in, width, stride)
-        else:
-            shortcut = projection_shortcut(width_in, width, stride, self.norm)
-        last_norm = norm_layer(self.norm, width)
-        if self.norm != "none":
-            nn.init.zeros_(last_norm.get_parameter("weight"))
-        body = nn.Sequential(*self.body(width_in, width, kernel, stride), last_norm)
-        return Residual(body, shortcut, activation_layer(self.activation))
-
-    def _basic(self, width_in: int, width: int, kernel: Triple, stride: Triple) -> list[nn.Module]:
-        return [
-            *self._conv(width_in, width, kernel, stride),
-            *self._drop(),
-            conv(width, width, kernel, bias=self.norm == "none"),
-        ]
-
-    def _bottleneck(
-        self, width_in: int, width: int, kernel: Triple, stride: Triple
-    ) -> list[nn.Module]:
-        # The step is in the 3x3x3 convolution ("v1.5"), so that no voxel is skipped.
-        inner = width // _SQUEEZE
-        return [
-            *self._conv(width_in, inner, ONE, ONE),
-            *self._drop(),
-            *self._conv(inner, inner, kernel, stride),
-            conv(inner, width, ONE, bias=self.norm == "none"),
-        ]
-
-    def _conv(self, width_in: int, width: int, kernel: Triple, stride: Triple) -> ConvNormAct:
-        return ConvNormAct(
-            width_in, width, kernel, stride, norm=self.norm, activation=self.activation
+            width_in = widths[n - 1] if n else first
+            shape = Shape(width_in, widths[n], shapes[n + stem_pool], stride, rate)
+            self.stages.append(_stage(style, shape, count, activated=stem_norm and n == 0))
+        self.ends = (
+            nn.ModuleList(nn.Sequential(*pre_activation(style, w)) for w in widths)
+            if order == "v2"
+            else None
         )
 
-    def _drop(self) -> list[nn.Module]:
-        return [nn.Dropout3d(self.dropout)] if self.dropout else []
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Map (N, in_channels, I, J, K) to one feature map per level, finest first."""
+        x = self.stem(x)
+        levels = []
+        if self.pool is not None:
+            levels.append(x)
+            x = self.pool(x)
+        for n, stage in enumerate(self.stages):
+            x = recomputed(stage, x, self.checkpointing)
+            levels.append(x if self.ends is None else self.ends[n](x))
+        return levels
+
+    def layouts(self) -> dict[str, dict[str, str]]:
+        """Layers' names in torchvision, whose names MedicalNet and timm use too.
+
+        Empty for what torchvision does not have: "v2", the shortcut "pool", a stem without norm.
+        """
+        if not self._has_layout:
+            return {}
+        names = {f"stem.{own}": theirs for own, theirs in torchvision_names(self.stem)}
+        for n, stage in enumerate(self.stages):
+            for m, block in enumerate(stage.children()):
+                for own, theirs in torchvision_names(block):
+                    names[f"stages.{n}.{m}.{own}"] = f"layer{n + 1}.{m}.{theirs}"
+        return {"torchvision": names}
+
+
+def _widths(widths: tuple[int, ...], width: float, block: Block) -> tuple[int, ...]:
+    same_length("widths", widths, widths)
+    if block == "basic":
+        return scaled(widths, width)
+    if any(number % SQUEEZE for number in widths):
+        raise ConfigError(
+            f"a bottleneck's widths are multiples of {SQUEEZE}, got {widths}", ("widths",)
+        )
+    inner = scaled((number // SQUEEZE for number in widths), width)
+    return tuple(SQUEEZE * number for number in inner)
+
+
+def _per_stage(
+    option: str, given: tuple[int, ...] | None, widths: tuple[int, ...]
+) -> tuple[int, ...]:
+    values = (1,) * len(widths) if given is None else given
+    same_length(option, values, widths)
+    return values
+
+
+def _flat_as(kernel: Triple, wanted: Triple) -> Triple:
+    """The kernel `wanted`, 1 long where `kernel` is."""
+    i, j, k = (w if n > 1 else 1 for n, w in zip(kernel, wanted, strict=True))
+    return i, j, k
+
+
+def _stem_pool(kernel: Triple, stride: Triple) -> nn.MaxPool3d:
+    """Padded on both sides, as torchvision's and MedicalNet's; flat where nothing is pooled."""
+    i, j, k = (3 if n > 1 or s > 1 else 1 for n, s in zip(kernel, stride, strict=True))
+    return nn.MaxPool3d((i, j, k), stride, (i // 2, j // 2, k // 2))
+
+
+def _stage(style: Style, shape: Shape, count: int, *, activated: bool) -> nn.Sequential:
+    rest = shape._replace(width_in=shape.width, stride=ONE)
+    first = block_of(style, shape, activated=activated)
+    return nn.Sequential(first, *[block_of(style, rest) for _ in range(count - 1)])
+
+
+# The papers' networks, with shortcut B at every depth, as torchvision has them.
+ENCODERS.preset(
+    "resnet10",
+    "resnet",
+    widths=(64, 128, 256, 512),
+    blocks=(1, 1, 1, 1),
+    shortcut="B",
+    norm="batch",
+    activation="relu",
+    stem_kernel=(7, 7, 7),
+    stem_norm=True,
+    stem_pool=True,
+)
+ENCODERS.preset("resnet18", "resnet10", blocks=(2, 2, 2, 2))
+ENCODERS.preset("resnet34", "resnet10", blocks=(3, 4, 6, 3))
+ENCODERS.preset("resnet50", "resnet34", block="bottleneck", widths=(256, 512, 1024, 2048))
+ENCODERS.preset("resnet101", "resnet50", blocks=(3, 4, 23, 3))
+ENCODERS.preset("resnet152", "resnet50", blocks=(3, 8, 36, 3))
+ENCODERS.preset("resnet200", "resnet50", blocks=(3, 24, 36, 3))
+ENCODERS.preset("plain18", "resnet18", residual=False)
+ENCODERS.preset("plain34", "resnet34", residual=False)
+ENCODERS.preset("se_resnet50", "resnet50", se=True)
+
+# MedicalNet (Chen et al. 2019, arXiv:1904.00625), for its weights for one input channel.
+ENCODERS.preset(
+    "medicalnet10",
+    "resnet10",
+    strides=((2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    dilations=(1, 1, 2, 4),
+)
+ENCODERS.preset("medicalnet18", "medicalnet10", blocks=(2, 2, 2, 2), shortcut="A")
+ENCODERS.preset("medicalnet34", "medicalnet18", blocks=(3, 4, 6, 3))
+ENCODERS.preset(
+    "medicalnet50",
+    "medicalnet10",
+    block="bottleneck",
+    widths=(256, 512, 1024, 2048),
+    blocks=(3, 4, 6, 3),
+)
+ENCODERS.preset("medicalnet101", "medicalnet50", blocks=(3, 4, 23, 3))
+ENCODERS.preset("medicalnet152", "medicalnet50", blocks=(3, 8, 36, 3))
+ENCODERS.preset("medicalnet200", "medicalnet50", blocks=(3, 24, 36, 3))

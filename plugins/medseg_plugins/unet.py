@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError
-from medseg.networks.blocks import ONE, THREE, Activation, ConvNormAct, Norm, Triple, conv
+from medseg.networks.blocks import (
+    ONE,
+    THREE,
+    Activation,
+    ConvNormAct,
+    Norm,
+    SubvoxelConv,
+    Triple,
+    conv,
+)
 from medseg.networks.stages import per_stage, same_length
 from medseg.registry import DECODERS
 
@@ -24,8 +33,9 @@ class UNetDecoder(nn.Module):
         channels: The encoder's channels, finest level first.
         strides: The encoder's strides against the input, finest level first.
         widths: Channels of each returned level, finest first. Null: the encoder's.
-        upsample: "transpose" (a transposed convolution as long as its step) or "interpolate"
-            (1x1x1 convolution, then trilinear).
+        upsample: "transpose" (a transposed convolution as long as its step), "interpolate" (1x1x1
+            convolution, then trilinear) or "pixel_shuffle" (sub-pixel convolution, begun as
+            nearest-voxel upsampling: Shi et al. 2016, arXiv:1609.05158).
         convs: Convolutions per level.
         kernels: Kernel of each returned level, finest first, per axis. Null: 3x3x3.
         norm: Normalisation behind each convolution.
@@ -39,7 +49,7 @@ class UNetDecoder(nn.Module):
         strides: tuple[Triple, ...],
         *,
         widths: tuple[int, ...] | None = None,
-        upsample: Literal["transpose", "interpolate"] = "transpose",
+        upsample: Literal["transpose", "interpolate", "pixel_shuffle"] = "transpose",
         convs: int = 1,
         kernels: tuple[Triple, ...] | None = None,
         norm: Norm = "instance",
@@ -91,6 +101,8 @@ def _step(fine: Triple, coarse: Triple) -> Triple:
 def _upsample(width_in: int, width: int, step: Triple, how: str) -> nn.Module:
     if how == "transpose":
         return nn.ConvTranspose3d(width_in, width, step, step, bias=False)
+    if how == "pixel_shuffle":
+        return SubvoxelConv(width_in, width, step)
     # Narrowing first is the cheaper order, and gives the same: both are linear.
     narrow = conv(width_in, width, ONE)
     return nn.Sequential(narrow, nn.Upsample(scale_factor=step, mode="trilinear"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import torch
 
 from medseg import plugins
 from medseg.config.schema import ComponentSpec, Model
-from medseg.networks.assembly import build_network
+from medseg.networks.assembly import EncoderDecoder, build_network
+from medseg.networks.stages import cumulative
 from medseg.postprocess.prediction import Prediction
 from medseg.registry import DECODERS, ENCODERS, LOSSES, NETWORKS, POSTPROCESSORS, TRANSFORMS
 from medseg.testing import (
@@ -26,74 +29,133 @@ from medseg.testing import (
 
 plugins.load()
 
-ISOTROPIC = ((1, 1, 1), (2, 2, 2), (2, 2, 2))
-ANISOTROPIC = ((1, 1, 1), (2, 2, 1), (2, 1, 2))
-# Small options for names known to be large. A name that is not here is tested with its defaults.
+# Steps from level to level, the finest's first; they come round again where there are more levels.
+STEPS = {
+    "isotropic": [(1, 1, 1), (2, 2, 2)],
+    "anisotropic": [(1, 1, 1), (2, 2, 1), (2, 1, 2)],
+    "dilated": [(1, 1, 1), (2, 2, 2), (1, 1, 1)],
+}
+# Small options for names known to be large. A name that is not here is tested with its defaults;
+# encoders with an option `width` or `levels` are narrowed and shortened by it.
 SMALL: dict[str, dict[str, Any]] = {
-    "encoder resnet": {"widths": [4, 8, 8], "blocks": [1, 2, 1]},
-    "encoder vgg": {"width": 0.05, "levels": 3, "config": "C"},
-    "encoder inception": {"width": 0.05, "levels": 3},
+    "decoder deeplab": {"width": 4, "low_width": 3},
+    "decoder fcn": {"width": 4, "hidden": [6]},
+    "decoder fpn": {"width": 4},
     "network monai": {"net": "UNet", "options": {"channels": [4, 8, 8], "strides": [2, 2]}},
     "transform monai": {"transform": "RandAffined", "options": {"prob": 1.0, "rotate_range": 0.3}},
     "loss monai": {"loss": "DiceCELoss"},
 }
+NARROW = {"width": 0.05, "levels": 3}
 # Values for options that have no default, by name.
 REQUIRED: dict[str, Any] = {"low": -1.0, "high": 1.0, "mm3": 2.0}
+# Presets are these components with other defaults.
+ENCODER_NAMES = [name for name in ENCODERS.names() if name not in ENCODERS.presets]
+LEVELS_OF_PRESETS = 4  # those of GoogLeNet have heads there
 
 
 def small(registry: Any, name: str) -> dict[str, Any]:
-    parameters = registry.signature(name).parameters.values()
-    needed = {p.name: REQUIRED[p.name] for p in parameters if p.name in REQUIRED}
+    """A name with options that make it small, and what it cannot do without."""
+    parameters = registry.signature(name).parameters
     needed = {
         key: value
-        for key, value in needed.items()
-        if registry.signature(name).parameters[key].default is registry.signature(name).empty
+        for key, value in REQUIRED.items()
+        if key in parameters and parameters[key].default is inspect.Parameter.empty
     }
-    return {"name": name, **needed, **SMALL.get(f"{registry.kind} {name}", {})}
+    narrow = NARROW if registry is ENCODERS else {}
+    if name in registry.presets:
+        narrow = narrow | {"levels": LEVELS_OF_PRESETS}
+    fitting = {key: value for key, value in narrow.items() if key in parameters}
+    return {"name": name, **needed, **fitting, **SMALL.get(f"{registry.kind} {name}", {})}
 
 
-def with_strides(spec: dict[str, Any], strides: Any) -> dict[str, Any]:
-    """Give an encoder these strides, if it has the option."""
-    has_option = "strides" in ENCODERS.signature(spec["name"]).parameters
-    return spec | {"strides": [list(s) for s in strides]} if has_option else spec
+def steps(kind: str, levels: int) -> list[tuple[int, int, int]]:
+    first, *others = STEPS[kind]
+    return [first, *itertools.islice(itertools.cycle(others), levels - 1)]
 
 
-@pytest.mark.parametrize("strides", [ISOTROPIC, ANISOTROPIC], ids=["isotropic", "anisotropic"])
-@pytest.mark.parametrize("name", ENCODERS.names())
-def test_encoder(name: str, strides: Any) -> None:
-    encoder = ENCODERS.build(with_strides(small(ENCODERS, name), strides), in_channels=2)
+def stepped(spec: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Give an encoder other steps than its own, if it has the option."""
+    if kind == "isotropic" or "strides" not in ENCODERS.signature(spec["name"]).parameters:
+        return spec
+    with torch.device("meta"):
+        levels = len(ENCODERS.build(spec, in_channels=1).strides)
+    return spec | {"strides": [list(step) for step in steps(kind, levels)]}
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "anisotropic"])
+@pytest.mark.parametrize("name", ENCODER_NAMES)
+def test_encoder(name: str, kind: str) -> None:
+    encoder = ENCODERS.build(stepped(small(ENCODERS, name), kind), in_channels=2)
+    check_encoder(encoder, in_channels=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENCODERS.presets)
+def test_preset(name: str) -> None:
+    encoder = ENCODERS.build(stepped(small(ENCODERS, name), "anisotropic"), in_channels=2)
     check_encoder(encoder, in_channels=2)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
-@pytest.mark.parametrize(
-    "name", [n for n in ENCODERS.names() if "norm" in ENCODERS.signature(n).parameters]
-)
+@pytest.mark.parametrize("name", ENCODER_NAMES)
 def test_encoder_norms(name: str, norm: str) -> None:
+    if "norm" not in ENCODERS.signature(name).parameters:
+        pytest.skip(f"{name} has no option norm")
     encoder = ENCODERS.build(small(ENCODERS, name) | {"norm": norm}, in_channels=1)
     check_encoder(encoder, in_channels=1)
 
 
-@pytest.mark.parametrize("strides", [ISOTROPIC, ANISOTROPIC], ids=["isotropic", "anisotropic"])
+@pytest.mark.parametrize("kind", STEPS)
 @pytest.mark.parametrize("name", DECODERS.names())
-def test_decoder(name: str, strides: Any) -> None:
-    levels = ((1, 1, 1), strides[1], tuple(a * b for a, b in zip(*strides[1:], strict=True)))
-    decoder = DECODERS.build(small(DECODERS, name), channels=(3, 4, 5), strides=levels)
-    check_decoder(decoder, (3, 4, 5), levels)
+def test_decoder(name: str, kind: str) -> None:
+    channels = (3, 4, 5, 6)
+    strides = cumulative(steps(kind, len(channels)))
+    decoder = DECODERS.build(small(DECODERS, name), channels=channels, strides=strides)
+    check_decoder(decoder, channels, strides)
 
 
-@pytest.mark.parametrize("strides", [ISOTROPIC, ANISOTROPIC], ids=["isotropic", "anisotropic"])
-@pytest.mark.parametrize("decoder", DECODERS.names())
-@pytest.mark.parametrize("encoder", ENCODERS.names())
-def test_every_encoder_with_every_decoder(encoder: str, decoder: str, strides: Any) -> None:
+def network_of(encoder: str, decoder: str, kind: str) -> EncoderDecoder:
+    """Two parts put together, with heads on all of the decoder's levels."""
+    parts = stepped(small(ENCODERS, encoder), kind), small(DECODERS, decoder)
+    with torch.device("meta"):
+        built = ENCODERS.build(parts[0], in_channels=1)
+        levels = {"channels": built.channels, "strides": built.strides}
+        outputs = len(DECODERS.build(parts[1], **levels).channels)
     model = Model(
-        encoder=ComponentSpec(**with_strides(small(ENCODERS, encoder), strides)),
-        decoder=ComponentSpec(**small(DECODERS, decoder)),
-        deep_supervision=0,
+        encoder=ComponentSpec(**parts[0]),
+        decoder=ComponentSpec(**parts[1]),
+        deep_supervision=outputs - 1,
     )
     network = build_network(model, in_channels=2, classes=3, seed=1)
-    size = tuple(2 * d for d in network.divisor)
-    check_network(network, 2, 3, sizes=[size, (size[0], 2 * size[1], size[2])])
+    assert isinstance(network, EncoderDecoder)
+    return network
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "anisotropic"])
+@pytest.mark.parametrize("decoder", DECODERS.names())
+@pytest.mark.parametrize("encoder", ENCODER_NAMES)
+def test_every_encoder_with_every_decoder(encoder: str, decoder: str, kind: str) -> None:
+    network = network_of(encoder, decoder, kind)
+    i, j, k = network.divisor
+    check_network(network, 2, 3, sizes=[(2 * i, 2 * j, 2 * k), (2 * i, 3 * j, 2 * k)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["isotropic", "anisotropic"])
+@pytest.mark.parametrize("decoder", DECODERS.names())
+@pytest.mark.parametrize("encoder", ENCODERS.presets)
+def test_every_preset_with_every_decoder(encoder: str, decoder: str, kind: str) -> None:
+    """Forward and backward; whether it keeps all of its contract is asked of its component."""
+    network = network_of(encoder, decoder, kind)
+    i, j, k = network.divisor
+    out = network(torch.rand(2, 2, i, 2 * j, k))
+    assert out[0].shape == (2, 3, i, 2 * j, k)
+    assert len(out) == len(network.output_weights)
+    torch.stack([(logits * torch.rand_like(logits)).sum() for logits in out]).sum().backward()
+    idle = [
+        n for n, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+    ]
+    assert not idle
 
 
 @pytest.mark.parametrize("name", NETWORKS.names())

@@ -65,7 +65,7 @@ model:
                                                  ^ model.encoder.rates[1]: encoder 'mine': should be a valid number, got 'x'
                                                      ^ model.encoder.widht: encoder 'mine': unknown option 'widht' (known: depth, mode, rates)
   decoder: unnet
-           ^ model.decoder: unknown decoder 'unnet'; did you mean 'unet'? (known: unet)
+           ^ model.decoder: unknown decoder 'unnet'; did you mean 'unet'? (known: deeplab, fcn, fpn, unet)
   deep_supervision: 9
                     ^ model.deep_supervision: should be less than or equal to 5, got 9
 train:

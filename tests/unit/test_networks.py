@@ -88,13 +88,14 @@ def test_too_much_deep_supervision_is_refused() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message", "path"),
     [
-        ({"width": 3}, "no option|unknown option 'width'", ("encoder", "width")),
+        ({"wide": 3}, "unknown option 'wide'", ("encoder", "wide")),
         (
             {"blocks": [1, 1]},
             "blocks needs one positive number per stage: 3",
             ("encoder", "blocks"),
         ),
-        ({"strides": [[1, 1, 1]]}, "one triple per stage: 3, got 1", ("encoder", "strides")),
+        ({"strides": [[1, 1, 1]]}, "one triple per level: 3, got 1", ("encoder", "strides")),
+        ({"width": 0.0}, "width must be above 0, got 0", ("encoder", "width")),
         ({"strides": [[1, 1, 0]] * 3}, "must be positive", ("encoder", "strides")),
         ({"kernels": [[2, 3, 3]] * 3}, r"odd, got \(2, 3, 3\)", ("encoder",)),
         ({"block": "bottleneck", "widths": [6, 8, 8]}, "multiples of 4", ("encoder", "widths")),

@@ -224,6 +224,16 @@ def test_unknown_without_a_near_name() -> None:
     assert unknown("option", "foo", []) == "unknown option 'foo' (known: none)"
 
 
+def test_unknown_among_many_tells_the_nearest() -> None:
+    known = [f"net{n}" for n in range(30)]
+    message = unknown("encoder", "net-3", known)
+    assert message.startswith("unknown encoder 'net-3'; did you mean 'net3'? (near: net3, ")
+    assert message.endswith("; 30 known, see `medseg plugins`)")
+    assert unknown("encoder", "zzz", known) == (
+        "unknown encoder 'zzz' (30 known, see `medseg plugins`)"
+    )
+
+
 def test_there_is_a_registry_for_each_kind() -> None:
     assert list(REGISTRIES) == [
         "encoder", "decoder", "network", "loss", "transform", "postprocessor"
