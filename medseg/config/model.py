@@ -39,7 +39,7 @@ class Pretrained(Section):
     order: Literal["rgb", "bgr"] | None = Field(
         None, description="the file's channels; null: bgr for caffe, else rgb"
     )
-    preprocessing: Literal["caffe", "torchvision"] | None = Field(
+    preprocessing: Literal["caffe", "torchvision", "inception"] | None = Field(
         None,
         description="what its images went through: folded into the first layer; null: nothing",
     )
@@ -47,7 +47,8 @@ class Pretrained(Section):
         (0.0, 1.0), description="our intensities that are its black and white (with preprocessing)"
     )
     allow_partial: bool = Field(
-        False, description="whether kernels that the file lacks may start from random"
+        False,
+        description="whether kernels that the file lacks, or that do not fit, may start from random",
     )
 
     @model_validator(mode="after")

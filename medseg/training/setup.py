@@ -19,6 +19,7 @@ from medseg.networks.pretrained import load_pretrained
 from medseg.registry import LOSSES, POSTPROCESSORS, TRANSFORMS
 from medseg.training.finetune import FineTuning
 from medseg.training.losses import DeepSupervision
+from medseg.training.short_axes import ShortAxesInFloat32
 from medseg.transforms.preprocess import Preprocessor, Spacing
 from medseg.volumes import cases
 from medseg.volumes.check import CheckReport, check_cases
@@ -80,6 +81,7 @@ def set_up(config: Config, tick: Callable[[], None] | None = None) -> Setup:
     dataset = dataset.only((*ids.train, *ids.validation))
     classes = len(dataset.labels.values) + 1
     network = build_network(config.model, len(dataset.channels), classes, config.seed)
+    ShortAxesInFloat32.adopt(network)
     tuning = FineTuning(network, len(dataset.channels), config.train)
     check_patch(config, network.divisor)
     loss = DeepSupervision(
