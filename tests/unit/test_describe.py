@@ -13,6 +13,7 @@ from medseg.config.schema import ComponentSpec, Model
 from medseg.networks.assembly import build_network
 from medseg.networks.describe import (
     activation_memory,
+    multiply_adds,
     output_shapes,
     parameter_count,
     receptive_field,
@@ -123,3 +124,11 @@ def test_receptive_field_of_each_vgg_level() -> None:
     # One convolution: 3; pooled (4), one at stride 2: 8; pooled (10), two at stride 4: 26.
     fields = [receptive_field(vgg, 1, (48, 48, 48), output=level)[0] for level in range(3)]
     assert fields == [3, 8, 26]
+
+
+def test_multiply_adds_are_those_of_the_convolutions() -> None:
+    network = nn.Sequential(
+        nn.Conv3d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2), nn.ConvTranspose3d(4, 3, 2, 2)
+    )
+    by_hand = 8**3 * 4 * 2 * 27 + 4**3 * 4 * 3 * 8
+    assert multiply_adds(network, 2, (8, 8, 8)) == by_hand

@@ -38,6 +38,13 @@ def test_each_coarser_level_weighs_half() -> None:
     assert float(loss(outputs(8, 4, 2), target)) == pytest.approx(expected)
 
 
+def test_outputs_may_have_weights_of_their_own() -> None:
+    loss = DeepSupervision(Recorder(1.0, 10.0, 100.0), weights=(1.0, 0.5, 0.3))
+    target = torch.zeros(1, 8, 8, 8, dtype=torch.int64)
+    expected = (1 + 0.5 * 10 + 0.3 * 100) / 1.8
+    assert float(loss(outputs(8, 4, 2), target)) == pytest.approx(expected)
+
+
 def test_one_output_alone_is_the_loss() -> None:
     target = torch.zeros(1, 8, 8, 8, dtype=torch.int64)
     assert float(DeepSupervision(Recorder(3.0))(outputs(8), target)) == 3

@@ -14,6 +14,7 @@ from medseg.errors import ConfigError, PluginError
 from medseg.networks import blocks
 from medseg.networks.assembly import EncoderDecoder, WholeNetwork, build_network, check_size
 from medseg.registry import DECODERS, ENCODERS, NETWORKS
+from medseg_plugins.unet import UNetDecoder
 
 TINY = {"widths": [4, 8, 8], "blocks": [1, 1, 1]}
 
@@ -215,3 +216,58 @@ def test_networks_registry_lists_what_is_shipped() -> None:
     assert {"resnet", "vgg", "inception"} <= set(ENCODERS.names())
     assert "unet" in DECODERS
     assert "monai" in NETWORKS
+
+
+class Tapped(nn.Module):
+    """An encoder with two levels and a map for a loss of its own."""
+
+    channels, strides = (2, 3), ((1, 1, 1), (2, 2, 2))
+    auxiliary_channels, auxiliary_weight = (4,), 0.2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv3d(1, 2, 1), nn.Conv3d(2, 3, 2, 2)
+        self.tap = nn.Conv3d(2, 4, 4, 4)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return self.with_auxiliary(x)[0]
+
+    def with_auxiliary(self, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        fine = self.fine(x)
+        return [fine, self.coarse(fine)], [self.tap(fine)]
+
+
+class Stopping(nn.Module):
+    """A decoder that stops at the encoder's second level."""
+
+    def __init__(self, strides: Any) -> None:
+        super().__init__()
+        self.channels, self.strides = (3,), strides
+
+    def forward(self, levels: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [levels[-1]]
+
+
+def test_auxiliary_maps_become_outputs_with_their_weight() -> None:
+    encoder = Tapped()
+    network = EncoderDecoder(encoder, UNetDecoder(encoder.channels, encoder.strides), 5)
+    x = torch.rand(2, 1, 8, 8, 8)
+    for mode in (True, False):
+        sizes = [tuple(out.shape) for out in network.train(mode)(x)]
+        assert sizes == [(2, 5, 8, 8, 8), (2, 5, 2, 2, 2)]
+    assert network.output_weights == (1.0, 0.2)
+    network(x)[1].sum().backward()
+    assert encoder.tap.weight.grad is not None
+    assert encoder.coarse.weight.grad is None  # not on the way to the auxiliary map
+
+
+def test_logits_come_back_from_where_the_decoder_stops() -> None:
+    encoder = Tapped()
+    network = EncoderDecoder(encoder, Stopping(((2, 2, 2),)), 2)
+    head = network.heads[0]
+    assert isinstance(head, nn.Sequential)
+    out = network(torch.rand(1, 1, 8, 6, 4))[0]
+    assert out.shape == (1, 2, 8, 6, 4)
+    coarse = head[0](encoder(torch.rand(1, 1, 8, 6, 4))[-1])
+    expected = nn.functional.interpolate(coarse, scale_factor=2, mode="trilinear")
+    torch.testing.assert_close(head[1](coarse), expected)
