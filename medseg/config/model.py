@@ -48,7 +48,7 @@ class Pretrained(Section):
     )
     allow_partial: bool = Field(
         False,
-        description="whether kernels that the file lacks, or that do not fit, may start from random",
+        description="whether kernels that the file lacks, or that do not fit, may start anew",
     )
 
     @model_validator(mode="after")

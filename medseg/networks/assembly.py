@@ -78,8 +78,9 @@ class EncoderDecoder(nn.Module):
             if tuple(x.shape[2:]) != self.divisor:
                 raise
             raise ConfigError(
-                f"a size of {self.divisor} voxels leaves one voxel at the coarsest level, which an "
-                "instance norm cannot take: double one axis, or use fewer levels or another norm"
+                f"a size of {self.divisor} voxels leaves one voxel at the coarsest level, and a "
+                "norm cannot take that: double one axis, or use fewer levels or another norm (for "
+                "batch norm, more samples in a batch will do)"
             ) from error
 
     def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:

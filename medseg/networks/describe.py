@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.networks.blocks import Triple
@@ -28,11 +29,16 @@ def parameter_count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def output_shapes(network: nn.Module, in_channels: int, size: Triple) -> list[tuple[int, ...]]:
-    """Shapes of the outputs for one input of (1, in_channels, *size), without computing them."""
-    trial = copy.deepcopy(network).to("meta").eval()
+def output_shapes(
+    network: nn.Module, in_channels: int, size: Triple, batch: int = 1
+) -> list[tuple[int, ...]]:
+    """Shapes of the outputs for an input of (batch, in_channels, *size), without computing them.
+
+    The network is in the mode it is in: what cannot be trained on shows here too.
+    """
+    trial = copy.deepcopy(network).to("meta")
     with torch.no_grad():
-        out = trial(torch.empty(1, in_channels, *size, device="meta"))
+        out = trial(torch.empty(batch, in_channels, *size, device="meta"))
     return [tuple(item.shape) for item in _outputs(out)]
 
 
@@ -124,17 +130,31 @@ def _monotone(network: nn.Module) -> nn.Module:
             if isinstance(child, (*_NORMS, *_DROPOUTS)):
                 setattr(parent, name, nn.Identity())
             elif isinstance(child, nn.MaxPool3d):  # its gradient would see one voxel only
-                setattr(
-                    parent,
-                    name,
-                    nn.AvgPool3d(child.kernel_size, child.stride, child.padding, child.ceil_mode),
-                )
+                setattr(parent, name, _MeanPool(child))
     for parameter in trial.parameters():
         parameter.requires_grad_(False)
         parameter.fill_(parameter.shape[0] / parameter.numel() if parameter.ndim > 1 else 0.25)
     for module in trial.modules():
         module.register_forward_hook(_flag_gradient)
     return trial
+
+
+class _MeanPool(nn.Module):
+    """The mean where a max pooling takes the largest, on maps shorter than its kernel too."""
+
+    def __init__(self, pool: nn.MaxPool3d) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, stride, padding = (
+            (n, n, n) if isinstance(n, int) else tuple(n)
+            for n in (self.pool.kernel_size, self.pool.stride, self.pool.padding)
+        )
+        i, j, k = self.pool(x.detach()).shape[2:]
+        sides = [side for n, pad in zip(kernel, padding, strict=True) for side in (n, pad)]
+        padded = functional.pad(x, sides[::-1])  # last axis first; a kernel's length behind
+        return functional.avg_pool3d(padded, kernel, stride)[:, :, :i, :j, :k]
 
 
 def _flag_gradient(_module: nn.Module, _inputs: Any, out: Any) -> None:

@@ -33,9 +33,10 @@ def scaled(widths: Iterable[int], width: float) -> tuple[int, ...]:
     return tuple(max(1, round(width * number)) for number in widths)
 
 
-def flatten(kernel: Triple, length: int) -> Triple:
-    """A kernel of `length` that is 1 long where `kernel` is."""
-    i, j, k = (length if n > 1 else 1 for n in kernel)
+def flatten(kernel: Triple, wanted: int | Triple) -> Triple:
+    """A kernel of the wanted length, or lengths, that is 1 long where `kernel` is."""
+    lengths = (wanted, wanted, wanted) if isinstance(wanted, int) else wanted
+    i, j, k = (length if n > 1 else 1 for n, length in zip(kernel, lengths, strict=True))
     return i, j, k
 
 
@@ -69,6 +70,16 @@ def same_length(option: str, given: Sequence[int], widths: Sequence[int]) -> Non
             f"{option} needs one positive number per stage: {len(widths)}, got {tuple(given)}",
             (option,),
         )
+
+
+def check_positive(option: str, *numbers: int) -> None:
+    """Refuse an option with a number below 1.
+
+    Raises:
+        ConfigError: It has one.
+    """
+    if any(number < 1 for number in numbers):
+        raise ConfigError(f"{option} must be at least 1, got {min(numbers)}", (option,))
 
 
 def check_levels(levels: int, least: int, most: int) -> None:

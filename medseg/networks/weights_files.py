@@ -215,7 +215,9 @@ def _entry(path: Path, content: Any, key: str | None) -> dict[str, Tensor]:
         raise DataError(path, f"holds no weights by name: {_REMEDY}")
     listed = ", ".join(name or "the file itself" for name in entries)
     if key is not None and key not in entries:
-        raise DataError(path, f"has no weights under {key!r}: set pretrained.key, out of {listed}")
+        named = ", ".join(filter(None, entries))
+        remedy = f"set pretrained.key to one of {named}" if named else "leave pretrained.key null"
+        raise DataError(path, f"has no weights under {key!r}: {remedy}")
     if key is None and len(entries) > 1:
         raise DataError(path, f"has several sets of weights: set pretrained.key, out of {listed}")
     entry = entries[next(iter(entries)) if key is None else key]

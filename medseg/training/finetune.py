@@ -42,16 +42,14 @@ class FineTuning:
             key = keys[given.index(True)]
             if not isinstance(network, EncoderDecoder):
                 raise ConfigError(
-                    f"train.{'.'.join(key)} is for the levels of an encoder, and a whole network "
-                    "shows none: leave it out",
+                    "this is for the levels of an encoder, and a whole network shows none: leave "
+                    "it out",
                     key,
                 )
             self._levels = levels_of(network.encoder, in_channels, network.divisor)
         count, levels = len(self._levels), settings.freeze.levels
         if levels is not None and levels != "all" and levels > count:
-            raise ConfigError(
-                f"train.freeze.levels is {levels}, the encoder has {count} levels", keys[0]
-            )
+            raise ConfigError(f"the encoder has {count} levels, got {levels}", keys[0])
         self.rest(0.0)
 
     def groups(self) -> list[dict[str, Any]]:

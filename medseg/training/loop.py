@@ -63,7 +63,7 @@ def train(
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     with track("Check", 1, quiet=quiet) as tick:
-        setup = set_up(config)
+        setup = set_up(config, take_weights=not (resume and run.state.exists()))
         for precision in (config.train.precision, config.inference.precision):
             autocast(where, precision)  # refuses what the device lacks
         tick(f"{len(setup.ids.train)} cases train, {len(setup.ids.validation)} validate")

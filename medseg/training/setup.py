@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,8 @@ from torch import nn
 
 from medseg import plugins
 from medseg.config.schema import Config
+from medseg.config.source import dotted
+from medseg.errors import ConfigError
 from medseg.inference.window import check_patch
 from medseg.networks.assembly import Network, build_network
 from medseg.networks.describe import output_shapes
@@ -61,12 +63,16 @@ class Setup:
         return Preprocessor(self.config.preprocess, self.spacing, self.config.plugins)
 
 
-def set_up(config: Config, tick: Callable[[], None] | None = None) -> Setup:
+def set_up(
+    config: Config, tick: Callable[[], None] | None = None, *, take_weights: bool = True
+) -> Setup:
     """Find and check the cases, build the network, and see that they fit together.
 
     Args:
         config: Of the run.
         tick: Called after each checked case.
+        take_weights: Whether the network takes the weights that the config names, if it does; a
+            run to resume has its own.
 
     Raises:
         ConfigError: The model or the patch does not fit, or a component refuses its options.
@@ -80,21 +86,37 @@ def set_up(config: Config, tick: Callable[[], None] | None = None) -> Setup:
     ids = split(dataset, config.data.split, config.seed)
     dataset = dataset.only((*ids.train, *ids.validation))
     classes = len(dataset.labels.values) + 1
-    network = build_network(config.model, len(dataset.channels), classes, config.seed)
+    channels = len(dataset.channels)
+    with _errors_within("model"):
+        network = build_network(config.model, channels, classes, config.seed)
     ShortAxesInFloat32.adopt(network)
-    tuning = FineTuning(network, len(dataset.channels), config.train)
+    with _errors_within("train"):
+        tuning = FineTuning(network, channels, config.train)
     check_patch(config, network.divisor)
-    loss = DeepSupervision(
-        LOSSES.build(config.loss.spec(), classes=classes), network.output_weights
-    )
+    with _errors_within("loss"):
+        loss = LOSSES.build(config.loss.spec(), classes=classes)
+    loss = DeepSupervision(loss, network.output_weights)
     _try_components(config, classes)
     with suppress(NotImplementedError):  # of an operation that cannot be tried without computing
-        output_shapes(network, len(dataset.channels), config.train.patch)
-    pretrained = load_pretrained(network, config.model, dataset.channels)
+        output_shapes(network, channels, config.train.patch, config.train.batch)
+    with _errors_within("model"):
+        pretrained = (
+            load_pretrained(network, config.model, dataset.channels) if take_weights else None
+        )
     report = check_cases(dataset, need_labels=True, train=ids.train, progress=tick)
     report.raise_problems()
     spacing = _spacing(config, report, ids)
     return Setup(config, dataset, ids, report, spacing, network, loss, tuning, pretrained)
+
+
+@contextmanager
+def _errors_within(section: str) -> Iterator[None]:
+    """Say where in the config the errors of one of its sections are."""
+    try:
+        yield
+    except ConfigError as error:
+        where = (section, *error.path)
+        raise ConfigError(f"{dotted(where)}: {error}", where) from error
 
 
 def _try_components(config: Config, classes: int) -> None:

@@ -19,6 +19,7 @@ from medseg.networks.blocks import (
     norm_layer,
     resized,
 )
+from medseg.networks.stages import check_positive
 from medseg.registry import DECODERS
 
 
@@ -64,8 +65,7 @@ class DeepLabDecoder(nn.Module):
         super().__init__()
         self.low_level = _low_level(low_level, len(channels))
         for option, numbers in (("width", [width]), ("low_width", [low_width]), ("rates", rates)):
-            if any(number < 1 for number in numbers):
-                raise ConfigError(f"{option} must be at least 1, got {min(numbers)}", (option,))
+            check_positive(option, *numbers)
         self.channels = (width,)
         self.strides = (strides[self.low_level],)
         layer = partial(ConvNormAct, norm=norm, activation=activation)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from medseg.errors import ConfigError
 from medseg.networks.blocks import ONE, Activation, ConvNormAct, Norm, Triple, conv, resized
+from medseg.networks.stages import check_positive
 from medseg.registry import DECODERS
 
 _SKIPS = 2  # FCN-8s
@@ -51,10 +52,8 @@ class FCNDecoder(nn.Module):
         activation: Activation = "leaky_relu",
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ConfigError(f"width must be at least 1, got {width}", ("width",))
-        if any(number < 1 for number in hidden):
-            raise ConfigError(f"hidden must be positive, got {hidden}", ("hidden",))
+        check_positive("width", width)
+        check_positive("hidden", *hidden)
         most = len(channels) - 1
         skips = min(_SKIPS, most) if skips is None else skips
         if not 0 <= skips <= most:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from medseg.errors import ConfigError
 from medseg.networks.blocks import ONE, Activation, ConvNormAct, Norm, Triple, conv, resized
+from medseg.networks.stages import check_positive
 from medseg.registry import DECODERS
 
 
@@ -52,8 +53,7 @@ class FPNDecoder(nn.Module):
         activation: Activation = "leaky_relu",
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ConfigError(f"width must be at least 1, got {width}", ("width",))
+        check_positive("width", width)
         smoothed = len(channels) if levels is None else levels
         if not 1 <= smoothed <= len(channels):
             raise ConfigError(

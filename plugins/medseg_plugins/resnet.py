@@ -16,7 +16,7 @@ from medseg.networks.blocks import (
     conv,
     recomputed,
 )
-from medseg.networks.stages import cumulative, halving, per_stage, same_length, scaled
+from medseg.networks.stages import cumulative, flatten, halving, per_stage, same_length, scaled
 from medseg.registry import ENCODERS
 from medseg_plugins.resnet_blocks import (
     SQUEEZE,
@@ -103,8 +103,10 @@ class ResNetEncoder(nn.Module):
                 "stem_pool makes the stem's output a level: set stem_norm to true", ("stem_norm",)
             )
         widths = _widths(widths, width, block)
-        counts = _per_stage("blocks", blocks, widths)
-        rates = _per_stage("dilations", dilations, widths)
+        counts = (1,) * len(widths) if blocks is None else blocks
+        same_length("blocks", counts, widths)
+        rates = (1,) * len(widths) if dilations is None else dilations
+        same_length("dilations", rates, widths)
         levels = len(widths) + stem_pool
         steps = per_stage("strides", strides, halving(levels, TWO if stem_pool else ONE))
         shapes = per_stage("kernels", kernels, [THREE] * levels)
@@ -115,7 +117,7 @@ class ResNetEncoder(nn.Module):
         self.checkpointing = checkpointing
         self._has_layout = stem_norm and order != "v2" and (not residual or shortcut != "pool")
 
-        kernel = _flat_as(shapes[0], stem_kernel)
+        kernel = flatten(shapes[0], stem_kernel)
         self.stem: nn.Module = (
             ConvNormAct(in_channels, first, kernel, steps[0], norm=norm, activation=activation)
             if stem_norm
@@ -172,20 +174,6 @@ def _widths(widths: tuple[int, ...], width: float, block: Block) -> tuple[int, .
         )
     inner = scaled((number // SQUEEZE for number in widths), width)
     return tuple(SQUEEZE * number for number in inner)
-
-
-def _per_stage(
-    option: str, given: tuple[int, ...] | None, widths: tuple[int, ...]
-) -> tuple[int, ...]:
-    values = (1,) * len(widths) if given is None else given
-    same_length(option, values, widths)
-    return values
-
-
-def _flat_as(kernel: Triple, wanted: Triple) -> Triple:
-    """The kernel `wanted`, 1 long where `kernel` is."""
-    i, j, k = (w if n > 1 else 1 for n, w in zip(kernel, wanted, strict=True))
-    return i, j, k
 
 
 def _stem_pool(kernel: Triple, stride: Triple) -> nn.MaxPool3d:

@@ -104,6 +104,7 @@ def test_a_resumed_run_goes_on_from_its_own_weights(
     trained: tuple[Path, Path, str], cli: Cli
 ) -> None:
     path, run, _ = trained
+    (run.parent / "weights.pth").unlink()
     before = (run / "model.safetensors").read_bytes()
     code, told = cli("train", "-c", path, "-o", run, "--resume")
     assert code == 0, told

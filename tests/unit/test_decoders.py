@@ -212,7 +212,7 @@ def test_logits_of_a_decoder_that_stops_early_have_the_size_of_the_input(decoder
         ({"name": "deeplab", "kernel": [2, 3, 3]}, "odd", ()),
         ({"name": "fcn", "skip": 1}, "did you mean 'skips'", ("skip",)),
         ({"name": "fcn", "skips": 3}, "0 to 2 levels finer .* got 3", ("skips",)),
-        ({"name": "fcn", "hidden": [8, 0]}, "positive", ("hidden",)),
+        ({"name": "fcn", "hidden": [8, 0]}, "at least 1", ("hidden",)),
     ],
 )
 def test_wrong_options_name_their_place(spec: Any, message: str, path: Any) -> None:

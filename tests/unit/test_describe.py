@@ -132,3 +132,13 @@ def test_multiply_adds_are_those_of_the_convolutions() -> None:
     )
     by_hand = 8**3 * 4 * 2 * 27 + 4**3 * 4 * 3 * 8
     assert multiply_adds(network, 2, (8, 8, 8)) == by_hand
+
+
+@pytest.mark.parametrize("name", ["vgg", "googlenet_torchvision", "resnet18"])
+@pytest.mark.parametrize("size", [32, 192])
+def test_a_receptive_field_on_thin_slabs(name: str, size: int) -> None:
+    """Poolings three long meet maps of two voxels there."""
+    parts = {"encoder": ComponentSpec(name=name, width=0.02), "decoder": ComponentSpec(name="unet")}
+    network = build_network(Model(**parts, deep_supervision=0), 1, 2, seed=0)
+    size = size if size > 32 else 2 * network.divisor[0]
+    assert receptive_field(network, 1, (size, size, size)) == (size, size, size)

@@ -143,12 +143,13 @@ def test_a_whole_network_shows_no_levels(settings: dict[str, Any], key: str) -> 
     options = {"channels": [4, 8], "strides": [2]}
     spec = {"network": {"name": "monai", "net": "UNet", "options": options}}
     network = build_network(Model.model_validate_json(json.dumps(spec)), 1, 2, seed=0)
-    with pytest.raises(ConfigError, match=rf"train\.{key} is for the levels of an encoder"):
+    with pytest.raises(ConfigError, match="this is for the levels of an encoder") as caught:
         FineTuning(network, 1, train(**settings))
+    assert ".".join(map(str, caught.value.path)) == key
 
 
 def test_more_levels_than_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"train\.freeze\.levels is 4, the encoder has 3 levels"):
+    with pytest.raises(ConfigError, match="the encoder has 3 levels, got 4"):
         tuned(freeze={"levels": 4})
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from results import Result, Results, difference, interval
+
+from encoder_parts.results import Result, Results, difference, interval
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -43,7 +44,7 @@ def compare_text(results: Results) -> Iterator[str]:
     yield (
         f"Same U-Net decoder, data, patches, {first['seconds']} CPU seconds and {seeds} seeds; "
         "widths scaled. Intervals are 95 % bootstraps over seeds and cases; the last column is the "
-        f"difference of Dice from {FIRST} in the same column of seeds and cases.\n\n"
+        f"difference of Dice from {FIRST} on the same seeds and cases.\n\n"
         "![Dice by encoder](compare.png)"
     )
     for data, title in SETS.items():
@@ -54,7 +55,10 @@ def compare_text(results: Results) -> Iterator[str]:
             if not found:
                 continue
             yield f"\n## {title}, {told}\n"
-            yield "| encoder | width | parameters | G multiply-adds | steps | Dice | HD95 mm | - |"
+            yield (
+                "| encoder | width | parameters | G multiply-adds | steps | Dice | HD95 mm "
+                f"| Dice - {FIRST} |"
+            )
             yield "|---|---|---|---|---|---|---|---|"
             for name, runs in found.items():
                 yield _compare_row(name, runs, found.get(FIRST, []))

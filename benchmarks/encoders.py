@@ -1,17 +1,17 @@
 """The encoder families under the same conditions, and what depth and ImageNet weights do.
 
-    python benchmarks/encoders compare  --hippocampus DIR --sts DIR
-    python benchmarks/encoders depth    --hippocampus DIR
-    python benchmarks/encoders transfer --hippocampus DIR --vgg16 FILE
-    python benchmarks/encoders draw
+    python benchmarks/encoders.py compare  --hippocampus DIR --sts DIR
+    python benchmarks/encoders.py depth    --hippocampus DIR
+    python benchmarks/encoders.py transfer --hippocampus DIR --vgg16 FILE
+    python benchmarks/encoders.py draw
 
 Each part writes a page and a figure into docs/encoders/, from all results so far; `draw` does only
 that. A part that was interrupted goes on where it was; `--quick` takes one seed and short runs,
 keeps them apart and writes to --docs only.
 
-compare: VGG-D, GoogLeNet, ResNet-18 and -34 and their plain twins (and DeepMedic where it is
-installed), their widths scaled to equal parameters and to equal multiply-adds, each with the same
-decoder, data, patches, CPU seconds and seeds. depth: He et al. 2015 (arXiv:1512.03385), Figure 6:
+compare: VGG-D, GoogLeNet, ResNet-18 and -34 and their plain twins, their widths scaled to equal
+parameters and to equal multiply-adds, each with the same decoder, data, patches, CPU seconds and
+seeds. depth: He et al. 2015 (arXiv:1512.03385), Figure 6:
 training error of plain and residual networks of 20 to 56 layers. transfer: VGG-16 from random
 weights, fine-tuned from ImageNet's, and as a fixed feature extractor, on 8, 32 and 180 cases.
 """
@@ -24,9 +24,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import figures
-import jobs
-from results import Results
+from encoder_parts import figures, jobs
+from encoder_parts.results import Results
 
 HERE = Path(__file__).parent
 PARTS = {"compare": jobs.compare, "depth": jobs.depth, "transfer": jobs.transfer}
@@ -34,7 +33,7 @@ PARTS = {"compare": jobs.compare, "depth": jobs.depth, "transfer": jobs.transfer
 
 def main() -> None:
     """Run what is missing, then draw all there is."""
-    parser = argparse.ArgumentParser(prog="encoders", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=[*PARTS, "draw"])
     parser.add_argument("--hippocampus", type=Path, help="folder: images/, labels/, split.json")
     parser.add_argument("--sts", type=Path, help="folder with manifest.csv")
@@ -42,8 +41,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--at-once", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--quick", action="store_true", help="one seed, short runs")
-    parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
-    parser.add_argument("--docs", type=Path, default=HERE.parent.parent / "docs" / "encoders")
+    parser.add_argument("--results", type=Path, default=HERE / "encoder_parts" / "results.jsonl")
+    parser.add_argument("--docs", type=Path, default=HERE.parent / "docs" / "encoders")
     options = parser.parse_args()
     if options.quick:
         options.seeds = options.seeds[:1]
@@ -57,8 +56,8 @@ def main() -> None:
                 job for job in PARTS[options.part](options, Path(scratch)) if job.key not in results
             ]
             print(f"{len(todo)} runs to go", file=sys.stderr)
-            jobs.warm(todo)
             with ThreadPoolExecutor(options.at_once) as pool:
+                list(pool.map(jobs.run, jobs.warming(todo)))
                 for done in pool.map(jobs.run, todo):
                     results.add(done)
                     print(results.told(done), file=sys.stderr, flush=True)

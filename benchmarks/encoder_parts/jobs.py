@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +12,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import CONFIGS, machine
 from common import run as run_python
 
@@ -21,7 +19,6 @@ from medseg import plugins
 from medseg.config.schema import Model
 from medseg.networks.assembly import build_network
 from medseg.networks.describe import multiply_adds, parameter_count
-from medseg.registry import NETWORKS
 
 plugins.load()
 
@@ -64,11 +61,10 @@ class Job:
 def compare(options: Namespace, scratch: Path) -> Iterator[Job]:
     """Every encoder at equal parameters and at equal multiply-adds, on both sets of data."""
     seconds = 20 if options.quick else 45
-    names = [*ENCODERS, *(["DeepMedic"] if "deepmedic" in NETWORKS else [])]
     for seed in options.seeds:  # interleaved: a slower hour slows all
         for data in ("hippocampus", "sts"):
             for match in ("parameters", "multiply_adds"):
-                for name in names:
+                for name in ENCODERS:
                     model, size = matched(name, match)
                     about = {"part": "compare", "data": data, "match": match, "name": name,
                              "seed": seed, "seconds": seconds, **size}  # fmt: skip
@@ -209,11 +205,17 @@ def mean_of(scores: dict[str, float]) -> float:
     return scores.get("mean", next(iter(scores.values())))
 
 
-def warm(todo: list[Job]) -> None:
-    """Preprocess every case once, so that no run pays for it and others not."""
-    for job in {job.config: job for job in todo}.values():  # the last of each: it has most cases
-        output = job.output.with_name(f"warm-{job.output.name}")
-        run(replace(job, output=output, settings=job.settings | {"train.budget": {"steps": 1}}))
+def warming(todo: list[Job]) -> list[Job]:
+    """Jobs that preprocess every case once, so that no run pays for it and others not."""
+    last = {job.config: job for job in todo}.values()  # of each config: it has most cases
+    return [
+        replace(
+            job,
+            output=job.output.with_name(f"warm-{job.output.name}"),
+            settings=job.settings | {"train.budget": {"steps": 1}},
+        )
+        for job in last
+    ]
 
 
 def by_class(rows: list[dict[str, str]], key: str) -> dict[str, list[float | None]]:

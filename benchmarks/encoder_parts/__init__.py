@@ -1,0 +1,1 @@
+"""What benchmarks/encoders.py is made of."""
