@@ -3,6 +3,7 @@
     python benchmarks/encoders.py compare  --hippocampus DIR --sts DIR
     python benchmarks/encoders.py depth    --hippocampus DIR
     python benchmarks/encoders.py transfer --hippocampus DIR --vgg16 FILE
+    python benchmarks/encoders.py all      --hippocampus DIR --sts DIR --vgg16 FILE
     python benchmarks/encoders.py draw
 
 Each part writes a page and a figure into docs/encoders/, from all results so far; `draw` does only
@@ -34,7 +35,7 @@ PARTS = {"compare": jobs.compare, "depth": jobs.depth, "transfer": jobs.transfer
 def main() -> None:
     """Run what is missing, then draw all there is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=[*PARTS, "draw"])
+    parser.add_argument("part", choices=[*PARTS, "all", "draw"])
     parser.add_argument("--hippocampus", type=Path, help="folder: images/, labels/, split.json")
     parser.add_argument("--sts", type=Path, help="folder with manifest.csv")
     parser.add_argument("--vgg16", type=Path, help="ImageNet VGG-16: Caffe's preprocessing, BGR")
@@ -46,15 +47,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.seeds = options.seeds[:1]
-        options.results = options.results.with_stem("quick")
         if options.docs == parser.get_default("docs"):
             parser.error("--quick needs --docs: its figures are no measurement")
+        options.results = options.docs / "results.jsonl"
     results = Results(options.results)
-    if options.part != "draw":
+    for part in {"all": [*PARTS], "draw": []}.get(options.part, [options.part]):
         with tempfile.TemporaryDirectory() as scratch:
-            todo = [
-                job for job in PARTS[options.part](options, Path(scratch)) if job.key not in results
-            ]
+            todo = [job for job in PARTS[part](options, Path(scratch)) if job.key not in results]
             print(f"{len(todo)} runs to go", file=sys.stderr)
             with ThreadPoolExecutor(options.at_once) as pool:
                 list(pool.map(jobs.run, jobs.warming(todo)))

@@ -13,6 +13,7 @@ from medseg.config.schema import Config
 from medseg.console import console, track
 from medseg.networks.describe import (
     activation_memory,
+    multiply_adds,
     output_shapes,
     parameter_count,
     receptive_field,
@@ -77,6 +78,7 @@ def _network(setup: Setup) -> Table:
     trained, every = parameter_count(network), sum(p.numel() for p in network.parameters())
     fixed = f", {every - trained:,} of them fixed at first" if every > trained else ""
     table.add_row("parameters", f"{every:,}{fixed}")
+    table.add_row("multiply-adds", f"{multiply_adds(network, channels, patch) / 1e9:.2f} G a patch")
     table.add_row("receptive field", _field(setup))
     i, j, k = network.divisor
     table.add_row("patch divisible by", f"{i} x {j} x {k}")

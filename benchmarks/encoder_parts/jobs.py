@@ -60,7 +60,7 @@ class Job:
 
 def compare(options: Namespace, scratch: Path) -> Iterator[Job]:
     """Every encoder at equal parameters and at equal multiply-adds, on both sets of data."""
-    seconds = 20 if options.quick else 45
+    seconds = 12 if options.quick else 45
     for seed in options.seeds:  # interleaved: a slower hour slows all
         for data in ("hippocampus", "sts"):
             for match in ("parameters", "multiply_adds"):
@@ -108,7 +108,7 @@ def depth(options: Namespace, scratch: Path) -> Iterator[Job]:
                 model = {"encoder": encoder, "decoder": {"name": "fcn", "width": 32},
                          "deep_supervision": 0}  # fmt: skip
                 about = {"part": "depth", "name": kind, "layers": layers, "seed": seed}
-                steps = 60 if options.quick else 250
+                steps = 30 if options.quick else 250
                 settings = {
                     **data, "model": model, "train.budget": {"steps": steps}, "train.batch": 4,
                     "train.optimiser": "sgd", "train.lr": 0.1, "train.weight_decay": 1e-4,
@@ -138,7 +138,7 @@ def transfer(options: Namespace, scratch: Path) -> Iterator[Job]:
     """VGG-16 three ways on three numbers of cases."""
     data = options.hippocampus.resolve()
     split = json.loads((data / "split.json").read_text())
-    seconds = 30 if options.quick else 100
+    seconds = 15 if options.quick else 100
     for seed in options.seeds[:2]:
         for cases in CASES:
             file = scratch / f"{cases}.json"
