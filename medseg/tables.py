@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from rich.table import Table
 from medseg.console import console
 from medseg.registry import REGISTRIES, Registry
 
+_TERMINAL = 80  # columns
+_LITERAL = re.compile(r"(?:typing\.)?Literal\[([^]]*)\]")
 _SHOWN = {
     "dice": ("Dice", 3),
     "precision": ("Precision", 3),
@@ -47,11 +51,12 @@ def components() -> str:
         lines.append(registry.kind)
         for name in registry.names():
             if name in registry.presets:
-                lines.append(f"  {name}  {_preset(registry, name)}")
+                told = f"  {name}  {_preset(registry, name)}"
+                lines += textwrap.wrap(told, _TERMINAL, subsequent_indent="      ")
                 continue
             lines.append(f"  {name}  {_source(registry.get(name))}")
             lines += [
-                f"    {parameter}".replace("typing.", "")
+                f"    {_LITERAL.sub(_choices, str(parameter))}".replace("typing.", "")
                 for parameter in registry.signature(name).parameters.values()
                 if parameter.name not in registry.supplies
             ]
@@ -71,6 +76,11 @@ def _preset(registry: Registry, name: str) -> str:
     base, mine = registry.signature(of).parameters, registry.signature(name).parameters
     told = [f"{key}: {p.default}" for key, p in mine.items() if p.default != base[key].default]
     return f"= {of} with {', '.join(told)}"
+
+
+def _choices(literal: re.Match[str]) -> str:
+    """Literal['a', 'b'] as 'a' | 'b'."""
+    return literal[1].replace(",", " |")
 
 
 def _source(component: Callable[..., Any]) -> str:

@@ -56,7 +56,10 @@ class EncoderDecoder(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.heads = nn.ModuleList(nn.Conv3d(width, classes, 1) for width in widths)
-        self.heads[0] = _finest_head(encoder, decoder, widths[0], classes)
+        finest = _strides(encoder)[0]
+        stride = _strides(decoder)[0] if hasattr(decoder, "strides") else finest
+        if stride != ONE:
+            self.heads[0] = _coarse_head(widths[0], classes, stride, is_finest=stride == finest)
         auxiliary = tuple(getattr(encoder, "auxiliary_channels", ()))
         self.auxiliary_heads = nn.ModuleList(nn.Conv3d(width, classes, 1) for width in auxiliary)
         weight = float(getattr(encoder, "auxiliary_weight", _AUXILIARY_WEIGHT))
@@ -215,13 +218,9 @@ def _strides(module: nn.Module) -> tuple[Triple, ...]:
     return tuple((i, j, k) for i, j, k in strides)
 
 
-def _finest_head(encoder: nn.Module, decoder: nn.Module, width: int, classes: int) -> nn.Module:
-    """From the decoder's finest level to logits of the input's size."""
-    finest = _strides(encoder)[0]
-    stride = _strides(decoder)[0] if hasattr(decoder, "strides") else finest
-    if stride == ONE:
-        return nn.Conv3d(width, classes, 1)
-    if stride == finest:
+def _coarse_head(width: int, classes: int, stride: Triple, *, is_finest: bool) -> nn.Module:
+    """From a strided level, the encoder's finest or one where the decoder stops, to full size."""
+    if is_finest:
         return SubvoxelConv(width, classes, stride)
     return nn.Sequential(
         nn.Conv3d(width, classes, 1), nn.Upsample(scale_factor=stride, mode="trilinear")
