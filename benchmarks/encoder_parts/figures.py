@@ -109,7 +109,7 @@ def depth_text(results: Results) -> Iterator[str]:
     yield (
         "He et al. 2015 (arXiv:1512.03385), Figure 6, in 3D on hippocampus: 6 n + 2 layers in "
         f"three stages, an FCN head, no augmentation, SGD, {run['steps']} steps. The error is "
-        "1 - Dice on whole volumes that the network was trained on.\n\n"
+        "1 - Dice on whole volumes that the network was trained on; one number a seed.\n\n"
         "![Training error by step and by depth](depth.png)\n"
     )
     yield "| layers | plain: error | residual: error | plain: loss | residual: loss |"
