@@ -74,7 +74,6 @@ def _network(setup: Setup) -> Table:
     table.add_row("input", _size(batch))
     outputs = output_shapes(network, channels, patch)
     table.add_row("output", ", ".join(_size((config.train.batch, *shape[1:])) for shape in outputs))
-    setup.tuning.rest(0.0)
     trained, every = parameter_count(network), sum(p.numel() for p in network.parameters())
     fixed = f", {every - trained:,} of them fixed at first" if every > trained else ""
     table.add_row("parameters", f"{every:,}{fixed}")

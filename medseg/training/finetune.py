@@ -106,10 +106,10 @@ def levels_of(
         divisor: Voxels that its input must be a multiple of.
     """
     trial = copy.deepcopy(encoder).to("meta").train().requires_grad_(True)
-    own, names = dict(encoder.named_parameters()), list(dict(trial.named_parameters()))
+    own = dict(encoder.named_parameters())
     levels = trial(torch.empty(2, in_channels, *(2 * d for d in divisor), device="meta"))
     found: list[list[nn.Parameter]] = []
-    left = dict.fromkeys(names)
+    left = dict.fromkeys(own)
     for level in levels:
         gradients = torch.autograd.grad(
             level.sum(),
