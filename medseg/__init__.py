@@ -8,7 +8,7 @@ from medseg.version import VERSION
 __version__ = VERSION
 
 if TYPE_CHECKING:
-    from medseg.api import evaluate, predict, train
+    from medseg.api import evaluate, predict, train, tune
     from medseg.config.load import load as load_config
     from medseg.config.schema import Config
     from medseg.errors import ConfigError, DataError, MedsegError, PluginError
@@ -38,6 +38,7 @@ _HOMES = {
     "load_plugins": "medseg.plugins",
     "predict": "medseg.api",
     "train": "medseg.api",
+    "tune": "medseg.api",
 }
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "load_plugins",
     "predict",
     "train",
+    "tune",
 ]
 
 

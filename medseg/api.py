@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,12 @@ from medseg.evaluation.evaluate import Job
 from medseg.evaluation.evaluate import evaluate as score
 from medseg.inference import batch
 from medseg.inference.predictor import Predictor, model_file
+from medseg.inference.steps import Crf
 from medseg.training import loop
+from medseg.training.run import RunFolder
+from medseg.tuning.result import Result
+from medseg.tuning.run import Request
+from medseg.tuning.run import tune as tune_cases
 from medseg.volumes import cases
 from medseg.volumes.dataset import Dataset
 
@@ -67,6 +72,7 @@ def predict(
     device: str = "auto",
     plugins: Sequence[str] = (),
     overrides: Sequence[str] = (),
+    crf: Crf = "model",
     quiet: bool = False,
 ) -> batch.Outcome:
     """Predict a folder, a list of files or a CSV.
@@ -79,6 +85,8 @@ def predict(
         device: "auto", "cpu", "cuda" or "cuda:N".
         plugins: Plugins that the model needs and that are not installed.
         overrides: Settings instead of the model's own, e.g. `inference.overlap=0.25`.
+        crf: "model": a CRF runs if the model has one that was found to help (see `tune`); "on": it
+            runs; "off": it does not.
         quiet: Show no progress.
 
     Returns:
@@ -87,7 +95,7 @@ def predict(
     Raises:
         MedsegError: The model or the inputs cannot be used at all. A bad case is no error.
     """
-    predictor = Predictor.load(model, device=device, plugins=plugins, overrides=overrides)
+    predictor = Predictor.load(model, device=device, plugins=plugins, overrides=overrides, crf=crf)
     found = cases.find_inputs(Path(inputs), predictor.config.data)
     with track("Predict", len(found), quiet=quiet) as tick:
         return batch.predict_cases(predictor, model_file(model), found, Path(output), tick)
@@ -128,6 +136,48 @@ def evaluate(
     job = Job(dataset, config.evaluation, f"Evaluation of {predictions}")
     with track("Evaluate", len(dataset.cases), quiet=quiet) as tick:
         return score(Path(predictions), job, Path(output), tick)
+
+
+def tune(
+    run: str | Path,
+    name: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    score: str = "dice",
+    device: str = "auto",
+    plugins: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    quiet: bool = False,
+) -> Result:
+    """Tune a postprocessor on the validation cases, and put it into the model only if it helps.
+
+    Each case is judged with options that were chosen on the other cases. The result, accepted or
+    not, goes into the model file and into `tuning/NAME.json` and `.html` of the run.
+
+    Args:
+        run: The folder that `train` wrote.
+        name: A registered postprocessor, such as "crf".
+        options: Options of it that are not to be varied.
+        score: What is to rise: "dice", "iou", "nsd" or "lesion_f1".
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        plugins: Plugins that the model needs and that are not installed.
+        overrides: Settings instead of the model's own, e.g. `data.path=elsewhere`.
+        quiet: Show no progress.
+
+    Returns:
+        What was chosen, what it changed, and whether it is part of the model now.
+
+    Raises:
+        MedsegError: There is no such run, postprocessor, option or score, or fewer than 2
+            validation cases have labels.
+    """
+    folder = RunFolder(run)
+    if folder.path.is_file():
+        raise DataError(run, "a run folder is needed: it says which cases did not train")
+    predictor = Predictor.load(run, device=device, plugins=plugins, overrides=overrides)
+    validation = cases.find(predictor.config.data).only(folder.split().validation)
+    request = Request(name, options or {}, score, quiet)
+    return tune_cases(predictor, folder.model, validation.cases, folder.path / "tuning", request)
 
 
 def masked(predictions: str | Path, dataset: Dataset) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -33,6 +34,14 @@ Plugins = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as train.lr=1e-3.")
 ]
+
+
+class Crf(StrEnum):
+    """Whether a CRF runs."""
+
+    on = "on"
+    off = "off"
+    model = "model"
 
 
 @app.command()
@@ -89,6 +98,9 @@ def predict(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the masks.")],
     device: Device = "auto",
+    crf: Annotated[
+        Crf, typer.Option(help="Run a CRF: always, never, or if the model has one that helps.")
+    ] = Crf.model,
     plugin: Plugins = None,
     overrides: Overrides = None,
 ) -> None:
@@ -96,8 +108,9 @@ def predict(
     from medseg import api, tables
 
     outcome = api.predict(
-        model, inputs, output, device=device, plugins=_here(plugin), overrides=overrides or []
-    )
+        model, inputs, output, device=device, plugins=_here(plugin), overrides=overrides or [],
+        crf=crf.value,
+    )  # fmt: skip
     console.print(
         f"{len(outcome.done)} predicted, {len(outcome.kept)} were up to date, "
         f"{len(outcome.failed)} failed"
@@ -129,6 +142,35 @@ def evaluate(
 
 
 @app.command()
+def tune(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A postprocessor, as crf.")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="A run folder.")],
+    score: Annotated[str, typer.Option(help="dice, iou, nsd or lesion_f1.")] = "dice",
+    device: Device = "auto",
+    plugin: Plugins = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Options of NAME to keep fixed, as mm3=20; with a dot, settings, as data.path=x.",
+        ),
+    ] = None,
+) -> None:
+    """Tune a postprocessor on the validation cases; the model takes it only if it helps."""
+    from medseg import api, tables
+    from medseg.tuning.summary import table
+
+    options, overrides = _fixed(settings or [])
+    result = api.tune(
+        model, name, options=options, score=score, device=device, plugins=_here(plugin),
+        overrides=overrides,
+    )  # fmt: skip
+    console.print(table(result))
+    console.print(result.verdict, markup=False)
+    tables.paths({"Report": model / "tuning" / f"{name}.html"})
+
+
+@app.command()
 def plugins(plugin: Plugins = None) -> None:
     """List every component: kind, name, options with defaults, source file."""
     from medseg import plugins as finding
@@ -151,6 +193,24 @@ def _main(
     ] = False,
 ) -> None:
     del version
+
+
+def _fixed(settings: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Options of one component (no dot in the key) with their values, and settings of the run."""
+    from medseg.config.source import parse
+    from medseg.errors import ConfigError
+
+    options, overrides = {}, []
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals or "." in key:
+            overrides.append(text)
+            continue
+        source = parse(value, "command line")
+        if source.problems:
+            raise ConfigError("\n".join(map(str, source.problems)))
+        options[key.strip()] = source.values
+    return options, overrides
 
 
 def _here(references: list[str] | None) -> list[str]:

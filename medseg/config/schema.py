@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from medseg.config.data import Data, Preprocess, Split
 from medseg.config.fields import (
@@ -23,11 +23,13 @@ from medseg.config.fields import (
     Triple,
 )
 from medseg.config.model import Model, Pretrained
+from medseg.config.postprocess import Postprocessor, PostprocessorSpec
 from medseg.config.train import Augment, Budget, Freeze, Train
+from medseg.registry import unknown
 
 __all__ = [
     "Augment", "Budget", "ComponentSpec", "Config", "Data", "Evaluation", "Freeze", "Inference",
-    "Model", "Preprocess", "Pretrained", "Section", "Split", "Train",
+    "Model", "PostprocessorSpec", "Preprocess", "Pretrained", "Section", "Split", "Train",
 ]  # fmt: skip
 
 
@@ -88,7 +90,19 @@ class Config(Section):
     augment: Augment = Field(Augment(), description="random changes of training batches")
     train: Train = Field(description="patches, optimiser, schedule")
     inference: Inference = Field(Inference(), description="prediction of whole volumes")
-    postprocess: tuple[Annotated[Component, Kind("postprocessor")], ...] = Field(
+    postprocess: tuple[Annotated[Postprocessor, Kind("postprocessor")], ...] = Field(
         (), description="what happens to a prediction, in order"
     )
     evaluation: Evaluation = Field(Evaluation(), description="what is measured")
+
+    @field_validator("postprocess")
+    @classmethod
+    def _protects_classes(
+        cls, entries: tuple[PostprocessorSpec, ...], info: ValidationInfo
+    ) -> tuple[PostprocessorSpec, ...]:
+        classes = info.data["data"].classes if "data" in info.data else None
+        for n, entry in enumerate(entries):
+            for name in entry.protect:
+                if classes is not None and name not in classes:  # null: dataset.json will tell
+                    raise ValueError(f"[{n}].protect: {unknown('class', name, classes)}")
+        return entries

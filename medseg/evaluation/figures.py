@@ -43,12 +43,12 @@ def box_plots(cases: Sequence[CaseScores]) -> str:
         values = [[row[key] for row in rows[n] if isfinite(row.get(key, np.inf))] for n in names]
         _boxes(axes, values, crowded=len(cases) * len(names) > MOST_POINTS)
         axes.set_title(BOXES[key])
-        axes.set_yticks(range(1, len(names) + 1), map(_short, names))
+        axes.set_yticks(range(1, len(names) + 1), map(short, names))
         axes.invert_yaxis()
         if key in RATIOS:
             axes.set_xlim(-0.02, 1.02)
 
-    return _panels(shown, panel, 0.75 + 0.42 * len(names), "Distribution of each measure by class")
+    return panels(shown, panel, 0.75 + 0.42 * len(names), "Distribution of each measure by class")
 
 
 def training_curves(log: Log) -> str:
@@ -66,13 +66,13 @@ def training_curves(log: Log) -> str:
             x, y = zip(*points, strict=True)
             marker = "o" if len(points) < 30 else ""
             axes.plot(
-                x, y, color=colour, label=_short(name), marker=marker, markersize=3, linewidth=1.4
+                x, y, color=colour, label=short(name), marker=marker, markersize=3, linewidth=1.4
             )
         axes.set(title=CURVES[key], xlabel="step")
         if len(series[key]) > 1:
             axes.legend(frameon=False, labelcolor=INK)
 
-    return _panels([key for key in CURVES if series[key]], panel, 2.6, "Training curves")
+    return panels([key for key in CURVES if series[key]], panel, 2.6, "Training curves")
 
 
 def lesion_sizes(cases: Sequence[CaseScores]) -> str:
@@ -93,12 +93,52 @@ def lesion_sizes(cases: Sequence[CaseScores]) -> str:
         )  # fmt: skip
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:,.9g}")
-        axes.set(title=_short(name), xlabel="lesion volume (mm³)", ylabel="lesions")
+        axes.set(title=short(name), xlabel="lesion volume (mm³)", ylabel="lesions")
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False, labelcolor=INK)
 
     names = [name for name in cases[0].measures if name in cases[0].lesions]
-    return _panels(names, panel, 2.6, "Lesions by volume: found, missed, false", columns=2)
+    return panels(names, panel, 2.6, "Lesions by volume: found, missed, false", columns=2)
+
+
+def panels(
+    keys: Sequence[str],
+    panel: Callable[[Any, str], None],
+    height: float,
+    label: str,
+    columns: int = 4,
+    width: float = 11,
+) -> str:
+    """One small chart for each key, in rows of `columns`, as one SVG; nothing without keys.
+
+    Args:
+        keys: What the charts are of.
+        panel: Draws one: (axes, key). `INK` is the page's text colour.
+        height: Of a row, in inches.
+        label: What a reader who cannot see it is told.
+        columns: The most charts beside each other.
+        width: Of all together, in inches.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    if not keys:
+        return ""
+    columns = min(columns, len(keys))
+    lines = -(-len(keys) // columns)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height * lines), layout="constrained")
+        grid = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axes, key in zip(grid, keys, strict=False):
+            panel(axes, key)
+        for axes in grid[len(keys) :]:
+            axes.set_axis_off()
+        return _svg(figure, label)
+
+
+def short(name: str) -> str:
+    """A name that leaves room for its chart; the tables have it in full."""
+    return name if len(name) <= 20 else f"{name[:19]}…"
 
 
 def _boxes(axes: Any, values: Sequence[Sequence[float]], crowded: bool) -> None:
@@ -115,31 +155,6 @@ def _boxes(axes: Any, values: Sequence[Sequence[float]], crowded: bool) -> None:
         if not crowded:
             spread = 0.22 * np.sin(2.4 * np.arange(len(group)))  # apart, and the same every time
             axes.plot(group, place + spread, "o", markersize=2.6, color=INK, alpha=0.45, mew=0)
-
-
-def _panels(
-    keys: Sequence[str],
-    panel: Callable[[Any, str], None],
-    height: float,
-    label: str,
-    columns: int = 4,
-) -> str:
-    """One small chart for each key, in rows of `columns`, as one SVG; nothing without keys."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    if not keys:
-        return ""
-    columns = min(columns, len(keys))
-    lines = -(-len(keys) // columns)
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(11, height * lines), layout="constrained")
-        grid = figure.subplots(lines, columns, squeeze=False).ravel()
-        for axes, key in zip(grid, keys, strict=False):
-            panel(axes, key)
-        for axes in grid[len(keys) :]:
-            axes.set_axis_off()
-        return _svg(figure, label)
 
 
 def _svg(figure: Any, label: str) -> str:
@@ -161,11 +176,6 @@ def _series(log: Log, key: str) -> dict[str, Curve]:
             if value is not None and isfinite(value):
                 found.setdefault(name, []).append((record["step"], value))
     return found
-
-
-def _short(name: str) -> str:
-    """A name that leaves room for its chart; the tables have it in full."""
-    return name if len(name) <= 20 else f"{name[:19]}…"
 
 
 def _cycle(count: int) -> list[str]:

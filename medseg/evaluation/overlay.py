@@ -1,4 +1,7 @@
-"""One case as a picture: three planes through its largest error, truth and prediction outlined."""
+"""One case as a picture: three planes through its largest error, truth and prediction outlined.
+
+Where an earlier prediction is given too, the planes go through the largest change instead.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,16 @@ Plane = tuple[str, int, tuple[str, str, str, str]]
 
 TRUTH_COLOUR = "#f5a623"  # orange and sky blue stay apart in all common colour vision deficiencies
 PREDICTION_COLOUR = "#4db8ff"
+BEFORE_COLOUR = "#ff66d4"  # between the two in hue, and dashed
 PLANES: tuple[Plane, ...] = (  # name, axis it cuts, letters at left, right, top, bottom
     ("axial", 2, ("R", "L", "A", "P")),
     ("coronal", 1, ("R", "L", "S", "I")),
     ("sagittal", 0, ("A", "P", "S", "I")),
+)
+LINES: tuple[dict[str, Any], ...] = (  # thin ones on top: all show where they agree
+    {"colors": [TRUTH_COLOUR], "linewidths": 3.2},
+    {"colors": [PREDICTION_COLOUR], "linewidths": 1.3},
+    {"colors": [BEFORE_COLOUR], "linewidths": 1.6, "linestyles": "dashed"},
 )
 WIDTH_INCH = 9.6
 MARGIN_MM = 12.0
@@ -38,6 +47,7 @@ class CaseView:
         prediction: Label values, 0 is background, (I, J, K).
         truth: The same.
         affine: (4, 4), voxel index (i, j, k) to RAS+ millimetres.
+        before: An earlier prediction to compare with, as `prediction`; None: there is none.
     """
 
     case_id: str
@@ -45,21 +55,26 @@ class CaseView:
     prediction: npt.NDArray[Any]
     truth: npt.NDArray[Any]
     affine: npt.NDArray[np.float64]
+    before: npt.NDArray[Any] | None = None
 
 
 def draw(view: CaseView) -> bytes:
     """Draw a case as a PNG.
 
-    Each plane is the slice with most voxels of the largest connected error (without an error: of
-    the truth), cut to the surroundings of the masks, in true proportions. The patient's right is on
-    the left of the picture, as radiologists read it. Oblique volumes are shown along the axes of
-    their voxels, with the letters of the nearest patient axes.
+    Each plane is the slice with most voxels of the largest connected error (with an earlier
+    prediction: of the largest connected change; without either: of the truth), cut to the
+    surroundings of the masks, in true proportions. The patient's right is on the left of the
+    picture, as radiologists read it. Oblique volumes are shown along the axes of their voxels, with
+    the letters of the nearest patient axes.
     """
     from matplotlib.figure import Figure
 
     view, spacing = upright(view)
-    place = largest_error(view.prediction, view.truth)
-    box = _surroundings((view.prediction != 0) | (view.truth != 0), place, spacing)
+    place = largest_error(view.prediction, view.truth if view.before is None else view.before)
+    masks = (view.prediction != 0) | (view.truth != 0)
+    if view.before is not None:
+        masks |= view.before != 0
+    box = _surroundings(masks, place, spacing)
     window = _window(view.image[box])
     shapes = [_width_by_height(box, spacing, axis) for _, axis, _ in PLANES]
     height = min(WIDTH_INCH / sum(shapes), 4.2)  # equal heights fill the width
@@ -81,9 +96,12 @@ def upright(view: CaseView) -> tuple[CaseView, npt.NDArray[np.float64]]:
         orientations.apply_orientation(volume, turn)
         for volume in (view.image, view.prediction, view.truth)
     )
+    before = view.before
+    if before is not None:
+        before = orientations.apply_orientation(before, turn)
     affine = view.affine @ orientations.inv_ornt_aff(turn, view.image.shape)
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    return CaseView(view.case_id, image, prediction, truth, affine), spacing
+    return CaseView(view.case_id, image, prediction, truth, affine, before), spacing
 
 
 def largest_error(prediction: npt.NDArray[Any], truth: npt.NDArray[Any]) -> tuple[int, ...]:
@@ -144,33 +162,27 @@ def _draw_plane(
     axis, index, box = cut
     across, up = other_axes(axis)
     place: tuple[slice | int, ...] = tuple(index if a == axis else box[a] for a in range(3))
-    image, prediction, truth = (v[place].T for v in (view.image, view.prediction, view.truth))
     extent = (0, _size(box, spacing, across), 0, _size(box, spacing, up))
     axes.set_facecolor("black")
     axes.imshow(
-        image, cmap="gray", vmin=window[0], vmax=window[1], extent=extent, origin="lower",
-        interpolation="nearest", aspect="equal",
+        view.image[place].T, cmap="gray", vmin=window[0], vmax=window[1], extent=extent,
+        origin="lower", interpolation="nearest", aspect="equal",
     )  # fmt: skip
-    for labels, colour, width in (
-        (truth, TRUTH_COLOUR, 3.2),
-        (prediction, PREDICTION_COLOUR, 1.3),  # thin and on top: both show where they agree
-    ):
-        _outline(axes, labels, (spacing[across], spacing[up]), colour, width)
+    for labels, line in zip((view.truth, view.prediction, view.before), LINES, strict=True):
+        if labels is not None:
+            _outline(axes, labels[place].T, (spacing[across], spacing[up]), line)
     axes.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[])
     axes.invert_xaxis()  # x grows to the patient's left side of the picture: right, or back
     axes.spines[:].set_visible(False)
 
 
 def _outline(
-    axes: Any, labels: npt.NDArray[Any], spacing: tuple[float, float], colour: str, width: float
+    axes: Any, labels: npt.NDArray[Any], spacing: tuple[float, float], line: dict[str, Any]
 ) -> None:
     padded = np.pad(labels, 1)  # a mask at the edge is closed there
     down, across = (np.arange(size) - 0.5 for size in padded.shape)
     for value in np.unique(labels[labels != 0]):
-        axes.contour(
-            across * spacing[0], down * spacing[1], padded == value,
-            levels=[0.5], colors=[colour], linewidths=width,
-        )  # fmt: skip
+        axes.contour(across * spacing[0], down * spacing[1], padded == value, levels=[0.5], **line)
 
 
 def _annotate(axes: Any, name: str, letters: tuple[str, str, str, str]) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,8 @@ from medseg import files
 from medseg.config.schema import Evaluation
 from medseg.errors import DataError
 from medseg.evaluation import figures
-from medseg.evaluation.overlay import PREDICTION_COLOUR, TRUTH_COLOUR, CaseView, draw
-from medseg.evaluation.report_style import STYLE
+from medseg.evaluation import report_page as page
+from medseg.evaluation.overlay import PREDICTION_COLOUR, TRUTH_COLOUR, CaseView
 from medseg.evaluation.report_tables import case_table, lesion_table, summary_table, text
 from medseg.evaluation.scores import CaseScores, summarise
 
@@ -64,40 +62,20 @@ def write(
     summary = summarise(report.cases)
     sections = [
         _tiles(summary),
-        _section("Summary", summary_table(summary), "Mean ± standard deviation over the cases."),
-        _section("Distributions", _card(figures.box_plots(worst_first))),
-        _section("Training", _card(figures.training_curves(report.log))),
-        _section(
+        page.section("Summary", summary_table(summary), _SUMMARY),
+        page.section("Distributions", page.card(figures.box_plots(worst_first))),
+        page.section("Training", page.card(figures.training_curves(report.log))),
+        page.section(
             "Lesions",
-            lesion_table(summary) + _card(figures.lesion_sizes(worst_first)),
+            lesion_table(summary) + page.card(figures.lesion_sizes(worst_first)),
             _lesion_rule(report.settings),
         ),
-        _section("Worst cases", _pictures(worst_first[:drawn], view), _PICTURES),
-        _section("All cases, worst first", case_table(worst_first)),
-        _section("How it was measured", _rules(report.settings)),
-        _section("This run", _facts(report.facts)),
+        page.section("Worst cases", _pictures(worst_first[:drawn], view), _PICTURES),
+        page.section("All cases, worst first", case_table(worst_first)),
+        page.section("How it was measured", _rules(report.settings)),
+        page.section("This run", page.facts(report.facts)),
     ]
-    files.write_text(path, _page(report.title, "".join(sections)))
-
-
-def _page(title: str, body: str) -> str:
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><main><h1>{escape(title)}</h1>\n{body}</main></body></html>\n"
-    )
-
-
-def _section(heading: str, content: str, lead: str = "") -> str:
-    """A section, or nothing where there is no content. Heading and lead are our own HTML."""
-    if not content:
-        return ""
-    return f"<section><h2>{heading}</h2>{f'<p>{lead}</p>' if lead else ''}{content}</section>\n"
-
-
-def _card(content: str) -> str:
-    return f'<div class="card">{content}</div>' if content else ""
+    files.write_text(path, page.page(report.title, "".join(sections)))
 
 
 def _tiles(summary: Mapping[str, Any]) -> str:
@@ -105,11 +83,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
     for name, found in summary["classes"].items():
         if "pooled" in found:
             tiles.append((text(found["pooled"]["f1"], 3), f"lesion F1, {name}, pooled"))
-    return f'<div class="tiles">{"".join(map(_tile, tiles[:5]))}</div>\n'
-
-
-def _tile(tile: tuple[Any, str]) -> str:
-    return f'<div class="card"><b>{tile[0]}</b><span>{escape(tile[1])}</span></div>'
+    return page.tiles(tiles[:5])
 
 
 def _pictures(cases: Sequence[CaseScores], view: Callable[[str], CaseView] | None) -> str:
@@ -117,23 +91,19 @@ def _pictures(cases: Sequence[CaseScores], view: Callable[[str], CaseView] | Non
 
 
 def _picture(case: CaseScores, view: Callable[[str], CaseView]) -> str:
-    try:
-        png = base64.b64encode(draw(view(case.case_id))).decode("ascii")
-        picture = f'<img alt="{escape(case.case_id)}" src="data:image/png;base64,{png}">'
-        note = ""
-    except DataError as error:
-        picture, note = "", f"<span>not drawn: {escape(str(error))}</span>"
-    scores = "".join(
-        f"<span>{escape(name)}: Dice {text(found.dice, 3)}, HD95 {text(found.hd95_mm, 1)} mm, "
-        f"{text(found.truth_ml, 2)} mL true, {text(found.volume_ml, 2)} mL predicted</span>"
-        for name, found in list(case.measures.items())[:8]
+    return page.picture(
+        case.case_id,
+        view,
+        (
+            f"{name}: Dice {text(found.dice, 3)}, HD95 {text(found.hd95_mm, 1)} mm, "
+            f"{text(found.truth_ml, 2)} mL true, {text(found.volume_ml, 2)} mL predicted"
+            for name, found in list(case.measures.items())[:8]
+        ),
     )
-    caption = f"<b>{escape(case.case_id)}</b>{scores}{note}"
-    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>\n"
 
 
 def _rules(settings: Evaluation) -> str:
-    return _card(f"<p>{_MEASURED.format(tolerance=settings.tolerance_mm)}</p>")
+    return page.card(f"<p>{_MEASURED.format(tolerance=settings.tolerance_mm)}</p>")
 
 
 def _lesion_rule(settings: Evaluation) -> str:
@@ -146,13 +116,7 @@ def _lesion_rule(settings: Evaluation) -> str:
     )
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
-    items = "".join(
-        f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>"
-        for name, value in facts.items()
-    )
-    return _card(f"<dl>{items}</dl>") if items else ""
-
+_SUMMARY = "Mean ± standard deviation over the cases."
 
 _PICTURES = (
     f'<i class="key" style="border-color:{TRUTH_COLOUR}"></i>truth &nbsp; '

@@ -37,21 +37,21 @@ MOST_ROWS = 2000
 def summary_table(summary: Mapping[str, Any]) -> str:
     """One row a class: mean ± sd of each measure, and of how many cases where some are left out."""
     rows = (
-        _row([name], (_spread(found[key], decimals) for key, (_, decimals) in MASKS.items()))
+        row([name], (_spread(found[key], decimals) for key, (_, decimals) in MASKS.items()))
         for name, found in summary["classes"].items()
     )
-    return _table(["Class"], [heading for heading, _ in MASKS.values()], rows)
+    return table(["Class"], [heading for heading, _ in MASKS.values()], rows)
 
 
 def lesion_table(summary: Mapping[str, Any]) -> str:
     """One row a class: its lesions over all cases together; nothing if none were counted."""
     pooled = {n: found["pooled"] for n, found in summary["classes"].items() if "pooled" in found}
     rows = (
-        _row([name], (text(found[key], decimals) for key, (_, decimals) in POOLED.items()))
+        row([name], (text(found[key], decimals) for key, (_, decimals) in POOLED.items()))
         for name, found in pooled.items()
     )
     headings = [heading for heading, _ in POOLED.values()]
-    return _table(["Class"], headings, rows) if pooled else ""
+    return table(["Class"], headings, rows) if pooled else ""
 
 
 def case_table(cases: Sequence[CaseScores]) -> str:
@@ -60,12 +60,12 @@ def case_table(cases: Sequence[CaseScores]) -> str:
     values = [case.row(name) for case, name in rows[:MOST_ROWS]]
     columns = [key for key in COLUMNS if key in values[0]]
     body = (
-        _row([case.case_id, name], (text(row[key], COLUMNS[key][1]) for key in columns))
-        for (case, name), row in zip(rows, values, strict=False)
+        row([case.case_id, name], (text(found[key], COLUMNS[key][1]) for key in columns))
+        for (case, name), found in zip(rows, values, strict=False)
     )
     left = len(rows) - len(values)
     more = f"<p>{left} more rows are in scores.csv.</p>" if left else ""
-    return _table(["Case", "Class"], [COLUMNS[key][0] for key in columns], body) + more
+    return table(["Case", "Class"], [COLUMNS[key][0] for key in columns], body) + more
 
 
 def text(value: float | None, decimals: int) -> str:
@@ -75,21 +75,23 @@ def text(value: float | None, decimals: int) -> str:
     return "∞" if isinf(value) else f"{value:.{decimals}f}"
 
 
-def _spread(found: Mapping[str, Any], decimals: int) -> str:
-    count = f"<br><small>n = {found['count']}</small>" if found["left_out"] else ""
-    spread = f"<br><small>± {text(found['sd'], decimals)}</small>" if found["count"] > 1 else ""
-    return text(found["mean"], decimals) + spread + count
-
-
-def _row(names: Sequence[str], cells: Iterable[str]) -> str:
+def row(names: Sequence[str], cells: Iterable[str]) -> str:
+    """A line of a table: names, which are escaped, then cells, which are HTML."""
     head = "".join(f'<td class="name">{escape(name)}</td>' for name in names)
     return f"<tr>{head}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>\n"
 
 
-def _table(names: Sequence[str], headings: Sequence[str], rows: Iterable[str]) -> str:
+def table(names: Sequence[str], headings: Sequence[str], rows: Iterable[str]) -> str:
+    """A table that scrolls on its own; headings are HTML."""
     head = "".join(f'<th class="name">{name}</th>' for name in names)
     head += "".join(f"<th>{heading}</th>" for heading in headings)
     return (
         f'<div class="card scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _spread(found: Mapping[str, Any], decimals: int) -> str:
+    count = f"<br><small>n = {found['count']}</small>" if found["left_out"] else ""
+    spread = f"<br><small>± {text(found['sd'], decimals)}</small>" if found["count"] > 1 else ""
+    return text(found["mean"], decimals) + spread + count

@@ -21,6 +21,7 @@ from medseg.console import Tick
 from medseg.errors import DataError, MedsegError
 from medseg.files import check_writable, read_json, sha256, write_json
 from medseg.inference.predictor import Predictor
+from medseg.inference.steps import entries
 from medseg.postprocess.prediction import Prediction
 from medseg.version import VERSION
 from medseg.volumes.dataset import Case
@@ -112,9 +113,9 @@ def _found(predictor: Predictor, prediction: Prediction, reference: Image) -> di
 def _provenance(predictor: Predictor, model: Path) -> dict[str, Any]:
     """What a mask depends on beside its inputs."""
     config = predictor.config
-    parts = config.model_dump(
-        mode="json", include={"preprocess", "model", "inference", "postprocess"}
-    )
+    parts = config.model_dump(mode="json", include={"preprocess", "model", "inference"})
+    steps = entries(predictor.checkpoint, predictor.crf)
+    parts["postprocess"] = [entry.model_dump(mode="json") for entry in steps]
     parts["window"] = config.inference.patch or config.train.patch
     parts["plugins"] = plugins.fingerprint(config.plugins)
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

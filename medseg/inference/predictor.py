@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,17 @@ import torch
 
 from medseg.config.schema import Config
 from medseg.errors import DataError
+from medseg.inference.steps import Crf, steps
 from medseg.inference.window import autocast, check_patch, predict_volume
 from medseg.networks.assembly import build_network
 from medseg.networks.checkpoint import Checkpoint, load, restore
-from medseg.postprocess.prediction import Prediction
-from medseg.registry import POSTPROCESSORS
+from medseg.postprocess.prediction import Prediction, needs_probabilities
 from medseg.transforms.preprocess import Prepared, Preprocessor
 from medseg.volumes.dataset import Case, Dataset, Labels
 from medseg.volumes.image import Affine, Array, Image
 from medseg.volumes.layouts import files
 from medseg.volumes.load import LoadedCase, load_case
 from medseg.volumes.writer import new_header
-
-Postprocessor = Callable[[Prediction], Prediction]
 
 
 class Predictor:
@@ -32,10 +31,11 @@ class Predictor:
     Args:
         checkpoint: The trained model.
         device: Where it runs.
+        crf: Whether the model's CRF runs: see `medseg.inference.steps.entries`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        self.checkpoint, self.device = checkpoint, device
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, *, crf: Crf = "model") -> None:
+        self.checkpoint, self.device, self.crf = checkpoint, device, crf
         self.config: Config = checkpoint.config
         self.labels: Labels = checkpoint.labels
         classes = len(self.labels.values) + 1
@@ -49,9 +49,7 @@ class Predictor:
         self._preprocess = Preprocessor(
             self.config.preprocess, checkpoint.spacing, self.config.plugins
         )
-        self._postprocess: list[Postprocessor] = [
-            POSTPROCESSORS.build(spec.spec(), classes=classes) for spec in self.config.postprocess
-        ]
+        self._steps = steps(checkpoint, crf)
 
     @classmethod
     def load(
@@ -61,6 +59,7 @@ class Predictor:
         device: str = "auto",
         plugins: Sequence[str] = (),
         overrides: Sequence[str] = (),
+        crf: Crf = "model",
     ) -> Predictor:
         """Load a run folder, or a model file.
 
@@ -69,11 +68,13 @@ class Predictor:
             device: "auto", "cpu", "cuda" or "cuda:N".
             plugins: References of plugins that the model needs and that are not installed.
             overrides: Settings instead of the model's own, e.g. `inference.overlap=0.25`.
+            crf: "model": the CRF runs if the model has one that was found to help; "on": it runs;
+                "off": it does not.
 
         Raises:
             DataError: There is no readable model.
         """
-        return cls(load(model_file(run), plugins, overrides), pick_device(device))
+        return cls(load(model_file(run), plugins, overrides), pick_device(device), crf=crf)
 
     def predict(self, volume: Any, *, probabilities: bool = False) -> Prediction:
         """Predict one volume.
@@ -94,6 +95,15 @@ class Predictor:
 
     def predict_case(self, case: LoadedCase, *, probabilities: bool = False) -> Prediction:
         """Predict a case that has been loaded."""
+        prediction = self.raw(case)
+        for n, step in enumerate(self._steps):
+            if not (probabilities or any(map(needs_probabilities, self._steps[n:]))):
+                prediction = replace(prediction, probabilities=None)
+            prediction = step(prediction)
+        return prediction if probabilities else replace(prediction, probabilities=None)
+
+    def raw(self, case: LoadedCase) -> Prediction:
+        """Predict a case that has been loaded, with probabilities and before any postprocessing."""
         if len(case.image) != len(self.checkpoint.channels):
             raise DataError(
                 case.reference.path,
@@ -102,15 +112,13 @@ class Predictor:
             )
         prepared = self._preprocess(case)
         shares = prepared.route.back(self.probabilities(prepared))
-        prediction = Prediction(
+        return Prediction(
             labels=shares.argmax(0).astype(np.uint8),
             image=case.image,
             affine=case.reference.affine,
-            probabilities=shares if probabilities else None,
+            probabilities=shares,
+            mask=case.mask,
         )
-        for postprocess in self._postprocess:
-            prediction = postprocess(prediction)
-        return prediction
 
     def probabilities(self, prepared: Prepared) -> Array:
         """The class probabilities (classes, I, J, K) on the network's grid."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
@@ -29,6 +30,28 @@ from medseg.volumes.dataset import Labels
 _FORMAT = 1
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """A postprocessor as `medseg tune` left it.
+
+    Args:
+        name: Of the postprocessor.
+        options: Its options, plain values.
+        protect: Classes whose masks it may not change.
+        accepted: Whether it passed the gate, and so runs by itself.
+        figures: What the gate saw; plain values.
+    """
+
+    name: str
+    options: dict[str, Any]
+    protect: tuple[str, ...]
+    accepted: bool
+    figures: dict[str, Any]
+
+
+_TUNED = TypeAdapter(tuple[Tuned, ...])
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """What a model file holds.
@@ -41,6 +64,7 @@ class Checkpoint:
         weights: The network's state.
         plugins: Reference, file and sha256 of each plugin at training; never a reason to run one.
         source: The file it was read from; for messages.
+        tuned: Postprocessors tuned after the training, at most one of a name.
     """
 
     config: Config
@@ -50,6 +74,7 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     plugins: Sequence[Mapping[str, str]] = ()
     source: Path = Path("model")
+    tuned: tuple[Tuned, ...] = ()
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -67,13 +92,25 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "ignore": checkpoint.labels.ignore,
         "spacing": checkpoint.spacing,
         "plugins": plugins.provenance(checkpoint.config.plugins),
+        "tuned": [asdict(tuned) for tuned in checkpoint.tuned],
     }
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()
     }
-    with atomic(path) as temporary:
-        # Not `save_file`, which would report a full disk as something else than an OSError.
-        temporary.write_bytes(serialised(weights, {"medseg": json.dumps(about)}))
+    _write(path, about, weights)
+
+
+def set_tuned(path: Path, tuned: Tuned) -> None:
+    """Put a tuned postprocessor into a model file, atomically, in place of one of the same name.
+
+    All else in the file stays as it is.
+
+    Raises:
+        DataError: The file is no model, or cannot be written.
+    """
+    about, weights = _read(path)
+    known = [item for item in _tuned(path, about) if item.name != tuned.name]
+    _write(path, {**about, "tuned": [asdict(item) for item in (*known, tuned)]}, weights)
 
 
 def load(path: Path, references: Sequence[str] = (), overrides: Sequence[str] = ()) -> Checkpoint:
@@ -88,14 +125,7 @@ def load(path: Path, references: Sequence[str] = (), overrides: Sequence[str] = 
         DataError: The file is missing, damaged or not medseg's.
         ConfigError: It needs a plugin that is neither installed nor named.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("medseg", "null"))
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise DataError(path, f"not a readable model ({error})") from error
-    if not isinstance(about, dict) or about.get("format") != _FORMAT:
-        raise DataError(path, f"not a model of medseg {VERSION}")
+    about, weights = _read(path)
     plugins.load(references)
     try:
         used = [dict(plugin) for plugin in about["plugins"]]
@@ -108,6 +138,7 @@ def load(path: Path, references: Sequence[str] = (), overrides: Sequence[str] = 
             weights=weights,
             plugins=used,
             source=path,
+            tuned=_tuned(path, about),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(path, f"not a readable model (its metadata: {error!r})") from error
@@ -128,6 +159,34 @@ def restore(network: nn.Module, checkpoint: Checkpoint) -> None:
             "the weights are not of the network that its settings describe: "
             f"{first[0].strip()} Leave out overrides of the model",
         ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The metadata and the weights of a model file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("medseg", "null"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DataError(path, f"not a readable model ({error})") from error
+    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+        raise DataError(path, f"not a model of medseg {VERSION}")
+    return about, weights
+
+
+def _write(path: Path, about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    with atomic(path) as temporary:
+        # Not `save_file`, which would report a full disk as something else than an OSError.
+        temporary.write_bytes(serialised(dict(weights), {"medseg": json.dumps(about)}))
+
+
+def _tuned(path: Path, about: Mapping[str, Any]) -> tuple[Tuned, ...]:
+    """The tuned postprocessors of a file; files of before there were any lack the key."""
+    try:
+        return _TUNED.validate_python(about.get("tuned", ()))
+    except ValidationError as error:
+        reason = f"not a readable model (its tuned postprocessors: {error.errors()[0]['msg']})"
+        raise DataError(path, reason) from error
 
 
 def _config(

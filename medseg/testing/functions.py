@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,28 +83,48 @@ def check_postprocessor(postprocessor: Callable[[Any], Any], prediction: Any) ->
     """Check a postprocessor, made as `postprocessor(classes=..., **options)`.
 
     It maps a `Prediction` to another one on the same grid: labels of the same shape and type,
-    none of them new, the same each time. The prediction it was given stays as it was.
+    below the number of classes; the same each time. The prediction it was given, arrays included,
+    stays as it was. With a class attribute `needs_probabilities = True` it may give any class to a
+    voxel; without, it does with labels alone, and gives background or a label that was there. If
+    it gives other probabilities, they are finite, not negative, and sum to 1.
 
     Args:
         postprocessor: The postprocessor.
-        prediction: A `medseg.postprocess.prediction.Prediction` to try it on.
+        prediction: A `medseg.postprocess.prediction.Prediction` with probabilities to try it on.
 
     Raises:
         PluginError: It breaks the contract.
     """
-    labels = prediction.labels.copy()
+    labels, shares = prediction.labels, prediction.probabilities
+    allowed: Sequence[int] = range(len(shares))
+    if not getattr(postprocessor, "needs_probabilities", False):
+        prediction = replace(prediction, probabilities=None)
+        allowed = [0, *np.unique(labels)]
+    before = copy.deepcopy(vars(prediction))
     out = postprocessor(prediction)
     if not isinstance(out, type(prediction)):
         broken("a postprocessor's result", type(out).__name__, type(prediction).__name__)
-    if not np.array_equal(labels, prediction.labels):
+    if not equal(before, vars(prediction)):
         broken("the prediction a postprocessor was given", "changed in place", "left as it was")
     got = (out.labels.shape, out.labels.dtype)
     if got != (labels.shape, labels.dtype):
         broken("shape and type of the labels", got, (labels.shape, labels.dtype))
-    if set(np.unique(out.labels)) - {0, *np.unique(labels)}:
-        broken("the labels", np.unique(out.labels), f"some of {np.unique(labels)}")
-    if not np.array_equal(out.labels, postprocessor(prediction).labels):
+    if not np.isin(out.labels, allowed).all():
+        broken("the labels", np.unique(out.labels), f"some of {[*map(int, allowed)]}")
+    if out.probabilities is not None:
+        _check_probabilities(out.probabilities, shares.shape)
+    if not equal(vars(out), vars(postprocessor(prediction))):
         broken("a postprocessor's result", "another one each time", "the same")
+
+
+def _check_probabilities(shares: Any, shape: tuple[int, ...]) -> None:
+    if (shares.shape, shares.dtype) != (shape, np.float32):
+        broken("probabilities", (shares.shape, shares.dtype), (shape, "float32"))
+    if not np.isfinite(shares).all() or shares.min() < 0:
+        broken("probabilities", "some negative or not finite", "none")
+    worst = float(np.abs(shares.sum(0) - 1).max())
+    if worst > 1e-4:
+        broken("the sum of a voxel's probabilities", f"one that is {worst:.2g} off", "1")
 
 
 def _check_sample(data: dict[str, Any], out: dict[str, Any]) -> None:

@@ -13,19 +13,20 @@ from medseg import plugins
 from medseg.config.schema import Config
 from medseg.config.source import dotted
 from medseg.errors import ConfigError
+from medseg.inference.steps import build_all
 from medseg.inference.window import check_patch
 from medseg.networks.assembly import Network, build_network
 from medseg.networks.describe import output_shapes
 from medseg.networks.load_report import LoadReport
 from medseg.networks.pretrained import load_pretrained
-from medseg.registry import LOSSES, POSTPROCESSORS, TRANSFORMS
+from medseg.registry import LOSSES, TRANSFORMS
 from medseg.training.finetune import FineTuning
 from medseg.training.losses import DeepSupervision
 from medseg.training.short_axes import ShortAxesInFloat32
 from medseg.transforms.preprocess import Preprocessor, Spacing
 from medseg.volumes import cases
 from medseg.volumes.check import CheckReport, check_cases
-from medseg.volumes.dataset import Dataset
+from medseg.volumes.dataset import Dataset, Labels
 from medseg.volumes.split import SplitIds, split
 
 _AXES = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
@@ -96,7 +97,7 @@ def set_up(
     with _errors_within("loss"):
         loss = LOSSES.build(config.loss.spec(), classes=classes)
     loss = DeepSupervision(loss, network.output_weights)
-    _try_components(config, classes)
+    _try_components(config, dataset.labels)
     with suppress(NotImplementedError):  # of an operation that cannot be tried without computing
         output_shapes(network, channels, config.train.patch, config.train.batch)
     with _errors_within("model"):
@@ -119,12 +120,11 @@ def _errors_within(section: str) -> Iterator[None]:
         raise ConfigError(f"{dotted(where)}: {error}", where) from error
 
 
-def _try_components(config: Config, classes: int) -> None:
+def _try_components(config: Config, labels: Labels) -> None:
     """Build what would otherwise be built only in workers, or after the training."""
     for spec in (*config.preprocess.normalise, *config.augment.transforms):
         TRANSFORMS.build(spec.spec())
-    for spec in config.postprocess:
-        POSTPROCESSORS.build(spec.spec(), classes=classes)
+    build_all(config.postprocess, labels)
 
 
 def _spacing(config: Config, report: CheckReport, ids: SplitIds) -> Spacing | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import PluginError
+from medseg.postprocess.prediction import Prediction
 from medseg.testing import (
     check_decoder,
     check_encoder,
@@ -227,27 +228,83 @@ def test_a_random_transform_passes() -> None:
     check_transform(Shift())
 
 
-def test_broken_postprocessors() -> None:
+def relabel(change: Any) -> Any:
+    return lambda p: p.with_labels(change(p.labels))
+
+
+@pytest.fixture
+def prediction(rng: np.random.Generator) -> Prediction:
+    """Two classes of the three have labels."""
     labels = np.zeros((4, 4, 4), np.uint8)
     labels[1, 1, 1] = 1
-    prediction = SimpleNamespace(labels=labels)
+    shares = np.full((3, 4, 4, 4), 1 / 3, np.float32)
+    image = rng.normal(size=(1, 4, 4, 4)).astype(np.float32)
+    return Prediction(labels, image, np.eye(4), shares, labels > 0)
 
-    def relabel(change: Any) -> Any:
-        return lambda p: SimpleNamespace(labels=change(p.labels))
 
-    check_postprocessor(relabel(lambda x: x * 0), prediction)
-    for change, message in (
+@pytest.mark.parametrize(
+    "change, message",
+    [
         (lambda x: x + 1, "the labels"),
         (lambda x: x[:2], "shape and type"),
         (lambda x: x.astype(float), "shape and type"),
         (lambda x: np.random.randint(0, 2, x.shape).astype(np.uint8), "another one each time"),
-    ):
-        with pytest.raises(PluginError, match=message):
-            check_postprocessor(relabel(change), prediction)
+    ],
+)
+def test_broken_labels(change: Any, message: str, prediction: Prediction) -> None:
+    check_postprocessor(relabel(lambda x: x * 0), prediction)
+    with pytest.raises(PluginError, match=message):
+        check_postprocessor(relabel(change), prediction)
 
-    def spoil(p: Any) -> Any:
-        p.labels[0] = 1
-        return p
+
+@pytest.mark.parametrize("spoilt", ["labels", "image", "affine", "mask", "probabilities"])
+def test_arrays_changed_in_place(spoilt: str, prediction: Prediction) -> None:
+    class Spoil:
+        needs_probabilities = True
+
+        def __call__(self, p: Prediction) -> Prediction:
+            getattr(p, spoilt)[0] = 1 - getattr(p, spoilt)[0]
+            return p
 
     with pytest.raises(PluginError, match="changed in place"):
-        check_postprocessor(spoil, prediction)
+        check_postprocessor(Spoil(), prediction)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda x: np.float32(0.9) * x, "the sum"),
+        (lambda x: x * np.array([-1, 1, 3], np.float32).reshape(3, 1, 1, 1), "negative"),
+        (lambda x: x * np.float32(np.nan), "not finite"),
+        (lambda x: x.astype(np.float64), "probabilities"),
+        (lambda x: x[:2] * np.float32(1.5), "probabilities"),
+    ],
+)
+def test_broken_probabilities(change: Any, message: str, prediction: Prediction) -> None:
+    class Other:
+        needs_probabilities = True
+
+        def __init__(self, change: Any) -> None:
+            self.change = change
+
+        def __call__(self, p: Prediction) -> Prediction:
+            return p.with_probabilities(self.change(p.need_probabilities()))
+
+    check_postprocessor(Other(lambda x: x[::-1]), prediction)
+    with pytest.raises(PluginError, match=message):
+        check_postprocessor(Other(change), prediction)
+
+
+def test_new_labels_are_for_steps_that_see_probabilities(prediction: Prediction) -> None:
+    class Decide:
+        def __call__(self, p: Prediction) -> Prediction:
+            return p.with_labels(np.full_like(p.labels, 2))
+
+    with pytest.raises(PluginError, match="the labels"):
+        check_postprocessor(Decide(), prediction)
+    Decide.needs_probabilities = True  # type: ignore[attr-defined]
+    check_postprocessor(Decide(), prediction)
+    with pytest.raises(PluginError, match="the labels"):
+        check_postprocessor(
+            Decide(), replace(prediction, probabilities=np.full((2, 4, 4, 4), 0.5, np.float32))
+        )

@@ -47,7 +47,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 NARROW = {"width": 0.05, "levels": 3}
 # Values for options that have no default, by name.
-REQUIRED: dict[str, Any] = {"low": -1.0, "high": 1.0, "mm3": 2.0}
+REQUIRED: dict[str, Any] = {"low": -1.0, "high": 1.0, "mm3": 2.0, "regions": [[1, 2], [2]]}
 # Presets are these components with other defaults.
 ENCODER_NAMES = [name for name in ENCODERS.names() if name not in ENCODERS.presets]
 LEVELS_OF_PRESETS = 4  # those of GoogLeNet have heads there
@@ -203,9 +203,10 @@ def test_postprocessor(name: str) -> None:
     rng = np.random.default_rng(0)
     labels = (rng.random((12, 11, 10)) < 0.3).astype(np.uint8)
     labels[2:6, 3:7, 4:8] = 2
-    image = rng.normal(size=(1, *labels.shape)).astype(np.float32)
+    image = rng.normal(size=(2, *labels.shape)).astype(np.float32)
     shares = rng.dirichlet(np.ones(3), size=labels.shape).astype(np.float32)
-    prediction = Prediction(labels, image, np.diag([1.0, 1.0, 3.0, 1.0]), np.moveaxis(shares, 3, 0))
+    affine, mask = np.diag([1.0, 1.0, 3.0, 1.0]), image[0] > -2
+    prediction = Prediction(labels, image, affine, np.moveaxis(shares, 3, 0), mask)
     postprocessor = POSTPROCESSORS.build(small(POSTPROCESSORS, name), classes=3)
     check_postprocessor(postprocessor, prediction)
 

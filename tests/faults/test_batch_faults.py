@@ -14,9 +14,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medseg import api
+from medseg import api, plugins
 from medseg.errors import DataError, MedsegError
 from medseg.inference.predictor import Predictor
+from medseg.inference.steps import Crf
+from medseg.registry import POSTPROCESSORS
 from medseg.volumes import nifti
 
 Model = Callable[..., Path]
@@ -50,10 +52,12 @@ def few(inputs: Path) -> Path:
     return inputs
 
 
-def predict(network: Path, inputs: Path, output: Path, *overrides: str) -> tuple[str, str, str]:
+def predict(
+    network: Path, inputs: Path, output: Path, *overrides: str, crf: Crf = "model"
+) -> tuple[str, str, str]:
     """Predict, and give the ids that were done, kept and failed."""
     outcome = api.predict(
-        network, inputs, output, device="cpu", overrides=list(overrides), quiet=True
+        network, inputs, output, device="cpu", overrides=list(overrides), crf=crf, quiet=True
     )
     done, kept, failed = outcome.done, outcome.kept, outcome.failed
     return "".join(sorted(done)), "".join(sorted(kept)), "".join(sorted(failed))
@@ -247,6 +251,23 @@ def test_other_settings_predict_all_again(
     predict(network, few, output)
     assert predict(network, few, output, override) == ("ab", "", "")
     assert predict(network, few, output, override, "evaluation.lesions=true") == ("", "ab", "")
+
+
+def test_masks_made_with_another_crf_are_stale(
+    network: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any CRF, "off" takes the same steps as "model": nothing is stale."""
+    plugins.load()
+    monkeypatch.setitem(POSTPROCESSORS._components, "crf", POSTPROCESSORS.get("hysteresis"))
+    for name in "bc":
+        for file in few.glob(f"{name}_*"):
+            file.unlink()
+    output = tmp_path / "out"
+    assert predict(network, few, output) == ("a", "", "")
+    assert predict(network, few, output, crf="off") == ("", "a", "")
+    assert predict(network, few, output, crf="on") == ("a", "", "")
+    assert predict(network, few, output, crf="on") == ("", "a", "")
+    assert predict(network, few, output) == ("a", "", "")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 
 import medseg
 
-COMMANDS = ("demo", "check", "train", "predict", "evaluate", "plugins")
+COMMANDS = ("demo", "check", "train", "predict", "evaluate", "tune", "plugins")
 HEAVY = {"torch", "monai", "matplotlib", "scipy", "nibabel"}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny_encoder.py"
 
@@ -53,6 +53,8 @@ def test_help_needs_no_torch(command: str) -> None:
         ("check", ("--config", "-c", "--plugin", "KEY=VALUE")),
         ("train", ("--config", "-c", "--output", "-o", "--device", "--resume", "--plugin")),
         ("predict", ("--model", "-m", "--input", "-i", "--output", "-o", "--device", "--plugin")),
+        ("predict", ("--crf", "on|off|model")),
+        ("tune", ("NAME", "--model", "-m", "--score", "--device", "--plugin", "KEY=VALUE")),
         ("evaluate", ("--config", "-c", "--input", "-i", "--output", "-o", "--plugin")),
         ("plugins", ("--plugin",)),
     ],
@@ -76,6 +78,8 @@ def test_version() -> None:
         (("train",), "Missing option"),
         (("check", "-c", "gone.yaml"), "gone.yaml: No such file or directory"),
         (("train", "-c", "gone.yaml", "-o", "out"), "gone.yaml: No such file or directory"),
+        (("tune", "crf", "-m", "gone", "mm3=[1"), "not valid YAML"),
+        (("tune", "crf"), "Missing option"),
         (("plugins", "--plugin", "gone.py"), "gone.py: no such file"),
         (("plugins", "--plugin", "gone"), "plugin 'gone': no such module"),
     ],
@@ -93,6 +97,13 @@ def test_predict_without_a_model(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: gone: not a readable model (")
     assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tune_without_a_run(tmp_path: Path) -> None:
+    done = run("tune", "crf", "-m", "gone", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: gone: not a readable model (")
     assert list(tmp_path.iterdir()) == []
 
 

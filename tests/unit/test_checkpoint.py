@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from medseg.errors import ConfigError, DataError, MedsegError
 from medseg.inference.predictor import Predictor
 from medseg.networks import checkpoint
+from medseg.networks.checkpoint import Tuned
 from medseg.registry import TRANSFORMS
 
 Model = Callable[..., Path]
@@ -164,3 +165,80 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before(model: Model) -> N
         checkpoint.save(path.parent / "no" / ".." / "model.safetensors" / "x", stored)
     assert path.read_bytes() == before
     assert replace(stored).weights is stored.weights
+
+
+TUNED = Tuned(
+    "crf", {"weights": [1.0, 2.0], "iterations": 5}, ("lesion",), True, {"dice": [0.5, None]}
+)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """The bytes of every weight, read by nobody else's code than json's."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header.pop("__metadata__")
+    return {
+        name: json.dumps([about["dtype"], about["shape"]]).encode()
+        + data[8 + size :][slice(*about["data_offsets"])]
+        for name, about in header.items()
+    }
+
+
+def test_a_tuned_step_goes_into_the_file_and_the_rest_stays(model: Model) -> None:
+    path = model()
+    weights, about = contents(path), metadata(path)
+    assert checkpoint.load(path).tuned == ()
+    checkpoint.set_tuned(path, TUNED)
+    assert checkpoint.load(path).tuned == (TUNED,)
+    assert contents(path) == weights
+    assert {**metadata(path), "tuned": []} == {**about, "tuned": []}
+    assert [item.name for item in path.parent.iterdir() if "partial" in item.name] == []
+
+
+def test_a_tuned_step_replaces_the_one_of_its_name(model: Model) -> None:
+    path = model()
+    other = replace(TUNED, name="min_volume", options={"mm3": 3.0}, protect=(), accepted=False)
+    newer = replace(TUNED, accepted=False)
+    for item in (TUNED, other, newer):
+        checkpoint.set_tuned(path, item)
+    assert checkpoint.load(path).tuned == (other, newer)
+
+
+def test_tuned_steps_travel_with_the_model(model: Model, tmp_path: Path) -> None:
+    path = model()
+    checkpoint.set_tuned(path, TUNED)
+    checkpoint.save(tmp_path / "again.safetensors", checkpoint.load(path))
+    assert checkpoint.load(tmp_path / "again.safetensors").tuned == (TUNED,)
+
+
+def test_a_model_of_before_there_was_tuning_is_read(model: Model) -> None:
+    path = model()
+    rewrite(path, tuned="gone")
+    assert "tuned" not in metadata(path)
+    assert checkpoint.load(path).tuned == ()
+    checkpoint.set_tuned(path, TUNED)
+    assert checkpoint.load(path).tuned == (TUNED,)
+
+
+@pytest.mark.parametrize(
+    "value", [7, [7], [{"name": "crf"}], {"crf": 1}, [{**asdict(TUNED), "options": 7}]]
+)
+def test_tuned_steps_that_make_no_sense_are_refused(value: Any, model: Model) -> None:
+    path = model()
+    rewrite(path, tuned=value)
+    with pytest.raises(DataError, match=r"model\.safetensors: not a readable model"):
+        checkpoint.load(path)
+    with pytest.raises(DataError, match=r"model\.safetensors: not a readable model"):
+        checkpoint.set_tuned(path, replace(TUNED, name="other"))
+
+
+def test_only_a_model_can_be_given_a_tuned_step(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(DataError, match="not a readable model"):
+        checkpoint.set_tuned(path, TUNED)
+    save_file({"a": torch.zeros(2)}, path)
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="not a model of medseg"):
+        checkpoint.set_tuned(path, TUNED)
+    assert path.read_bytes() == before

@@ -60,6 +60,39 @@ def test_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert config.train.cache is None
 
 
+def test_classes_stand_protected_beside_the_options_of_a_step() -> None:
+    more = "postprocess: [fill_holes, {name: min_volume, mm3: 3, protect: [lesion]}]"
+    plain, entry = run(more=more).postprocess
+    assert plain.protect == ()
+    assert entry.protect == ("lesion",)
+    assert entry.spec() == {"name": "min_volume", "mm3": 3}
+    assert run("postprocess.0.protect=[lesion]", more=more).postprocess[0].protect == ("lesion",)
+
+
+@pytest.mark.parametrize(
+    "entry, expected",
+    [
+        ("{name: fill_holes, protect: [lesoin]}", "config:5:14: postprocess: [0].protect: unknown "
+                                                  "class 'lesoin'; did you mean 'lesion'"),
+        ("{name: fill_holes, protect: lesion}", "config:5:43: postprocess[0].protect: should be a "
+                                                "list, got 'lesion'"),
+        ("{name: fill_holes, protect: [3]}", "config:5:44: postprocess[0].protect[0]: should be a "
+                                             "valid string, got 3"),
+        ("{name: fill_holes, protct: [lesion]}", "config:5:34: postprocess[0].protct: postprocess"
+                                                 "or 'fill_holes': unknown option 'protct'"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_protection(entry: str, expected: str) -> None:
+    (found,) = told("data.classes={lesion: 1}", more=f"postprocess: [{entry}]")
+    assert found.startswith(expected)
+
+
+def test_classes_that_the_data_will_tell_may_be_protected() -> None:
+    more = "postprocess: [{name: fill_holes, protect: [anything]}]"
+    config = run("data.layout=msd", "data.classes=null", "data.channels=null", more=more)
+    assert config.postprocess[0].protect == ("anything",)
+
+
 def test_paths_of_overrides_start_at_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

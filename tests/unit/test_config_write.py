@@ -48,6 +48,13 @@ NETWORK = st.fixed_dictionaries(
 @st.composite
 def configs(draw: st.DrawFn) -> dict[str, Any]:
     """Values of configs: texts and numbers of all sorts, components with and without options."""
+    classes = draw(
+        st.dictionaries(
+            TEXT,
+            st.integers(1, 9) | st.lists(st.integers(1, 9), min_size=1, max_size=2),
+            min_size=1,
+        )
+    )
     return {
         "name": draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]*", fullmatch=True)),
         "seed": draw(st.integers(0, 2**63 - 1)),
@@ -56,13 +63,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
             "path": "/" + draw(TEXT).strip("/").replace("~", "").replace("..", ""),
             "channels": draw(st.dictionaries(TEXT, TEXT, min_size=1, max_size=3)),
             "label": draw(st.none() | TEXT),
-            "classes": draw(
-                st.dictionaries(
-                    TEXT,
-                    st.integers(1, 9) | st.lists(st.integers(1, 9), min_size=1, max_size=2),
-                    min_size=1,
-                )
-            ),
+            "classes": classes,
         },
         "preprocess": {
             "orientation": None,
@@ -94,7 +95,10 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
         "postprocess": draw(
             st.lists(
                 st.just({"name": "fill_holes"})
-                | st.fixed_dictionaries({"name": st.just("min_volume"), "mm3": NUMBER}),
+                | st.fixed_dictionaries(
+                    {"name": st.just("min_volume"), "mm3": NUMBER},
+                    optional={"protect": st.lists(st.sampled_from([*classes]), max_size=2)},
+                ),
                 max_size=3,
             )
         ),

@@ -23,6 +23,7 @@ FLOORS = (
     ("transforms", "evaluation"),
     ("postprocess",),
     ("inference",),
+    ("tuning",),
     ("training",),
     ("api", "checking", "tables", "demo", "cli", "__main__", "__init__"),
 )
@@ -152,6 +153,8 @@ def test_every_room_has_a_floor() -> None:
         ("registry", "console", True),
         ("console", "registry", True),
         ("errors", "files", True),
+        ("tuning.run", "inference.predictor", False),
+        ("tuning.run", "training.run", True),
         ("training.loop", "cli", True),
         ("training.run", "__init__", True),
         ("training.run", "version", False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,14 @@ import pytest
 import torch
 
 import medseg
+from medseg import plugins as medseg_plugins
+from medseg.config.postprocess import PostprocessorSpec
 from medseg.errors import DataError, MedsegError
 from medseg.inference.predictor import Predictor, pick_device
+from medseg.networks.checkpoint import Tuned, load, set_tuned
+from medseg.postprocess.prediction import Prediction
+from medseg.registry import POSTPROCESSORS
+from medseg.volumes.dataset import Case, Channel
 
 Model = Callable[..., Path]
 
@@ -112,6 +119,87 @@ def test_postprocessing_is_applied(network: Path, files: list[Path]) -> None:
     assert count > 1
     largest = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
     np.testing.assert_array_equal(one > 0, largest)
+
+
+class Half:
+    """A CRF of a test: foreground is what was none, or what is bright."""
+
+    needs_probabilities = True
+
+    def __init__(self, by_image: bool = False) -> None:
+        self.by_image = by_image
+
+    def __call__(self, prediction: Prediction) -> Prediction:
+        prediction.need_probabilities()
+        bright = prediction.image[0] > prediction.image[0].mean()
+        foreground = bright if self.by_image else prediction.labels == 0
+        shares = np.stack([~foreground, foreground]).astype(np.float32)
+        return prediction.with_probabilities(shares)
+
+
+@pytest.fixture
+def crf(monkeypatch: pytest.MonkeyPatch) -> None:
+    medseg_plugins.load()
+    monkeypatch.setitem(POSTPROCESSORS._components, "crf", Half)
+
+
+def test_raw_is_the_prediction_before_any_step(network: Path, files: list[Path]) -> None:
+    plain = Predictor.load(network).predict(files, probabilities=True)
+    predictor = Predictor.load(network, overrides=["postprocess=[{name: min_volume, mm3: 1.0e+9}]"])
+    case = predictor.load_case(Case("a", tuple(map(Channel, files))))
+    raw = predictor.raw(case)
+    np.testing.assert_array_equal(raw.labels, plain.labels)
+    np.testing.assert_array_equal(raw.probabilities, plain.probabilities)
+    assert raw.mask is None
+    assert not predictor.predict_case(case).labels.any()
+
+
+def test_the_region_of_interest_reaches_the_steps(network: Path, files: list[Path]) -> None:
+    predictor = Predictor.load(network)
+    case = predictor.load_case(Case("a", tuple(map(Channel, files))))
+    mask = case.image[0] > case.image[0].mean()
+    assert predictor.predict_case(replace(case, mask=mask)).mask is mask
+
+
+def test_steps_that_need_probabilities_get_them(
+    network: Path, files: list[Path], crf: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nobody else; what is handed out is what the last step made."""
+    seen = []
+
+    class Look:
+        def __init__(self) -> None:
+            pass
+
+        def __call__(self, prediction: Prediction) -> Prediction:
+            seen.append(prediction.probabilities is not None)
+            return prediction
+
+    monkeypatch.setitem(POSTPROCESSORS._components, "look", Look)
+    stored = load(network)
+    steps = tuple(PostprocessorSpec(name=name) for name in ("look", "crf", "look"))
+    config = stored.config.model_copy(update={"postprocess": steps})
+    predictor = Predictor(replace(stored, config=config), torch.device("cpu"))
+    plain = predictor.predict(files)
+    full = predictor.predict(files, probabilities=True)
+    assert seen == [True, False, True, True]
+    assert plain.probabilities is None
+    assert full.probabilities is not None
+    assert set(np.unique(full.probabilities)) == {0.0, 1.0}
+    np.testing.assert_array_equal(full.probabilities[1], plain.labels)
+
+
+def test_the_crf_can_be_switched(model: Model, files: list[Path], crf: None) -> None:
+    path = model()
+    plain = Predictor.load(path).predict(files).labels
+    for mode, expected in (("model", plain), ("off", plain), ("on", 1 - plain)):
+        got = Predictor.load(path, crf=mode).predict(files).labels
+        np.testing.assert_array_equal(got, expected)
+    set_tuned(path, Tuned("crf", {"by_image": True}, (), True, {}))
+    by_image = Predictor.load(path).predict(files).labels
+    assert not np.array_equal(by_image, plain)
+    assert not np.array_equal(by_image, 1 - plain)
+    np.testing.assert_array_equal(Predictor.load(path, crf="off").predict(files).labels, plain)
 
 
 @pytest.mark.parametrize("way", ["path", "list", "nibabel", "array"])

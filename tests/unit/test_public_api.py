@@ -33,6 +33,7 @@ NAMES = [
     "load_plugins",
     "predict",
     "train",
+    "tune",
 ]
 HEAVY = ("torch", "monai", "matplotlib", "pydantic", "numpy", "scipy", "nibabel", "rich", "yaml")
 

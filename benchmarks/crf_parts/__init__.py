@@ -1,0 +1,1 @@
+"""What benchmarks/crf.py is made of."""

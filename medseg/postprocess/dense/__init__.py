@@ -1,0 +1,1 @@
+"""The filters and updates of the dense CRF; `medseg.postprocess.crf` is the door."""

@@ -1,0 +1,237 @@
+"""The compiled loops of the dense CRF. They release the GIL, so that threads run side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+_ONE = np.float32(1)
+# Values are checked to be finite before they come here; the rest of fast-math only reorders sums.
+compiled: Any = njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+
+
+@compiled
+def places(voxels, index_i, index_j, index_k, first, second, third, shape, columns):
+    """The plane of each voxel's lowest cell, and where in that plane it is."""
+    planes = np.empty(voxels.shape[1], np.int32)
+    offsets = np.empty(voxels.shape[1], np.int32)
+    for n in range(voxels.shape[1]):
+        plane = third[n] * shape[1] + index_i[voxels[0, n]]
+        plane = plane * shape[2] + index_j[voxels[1, n]]
+        planes[n] = plane * shape[3] + index_k[voxels[2, n]]
+        offsets[n] = first[n] * columns + second[n]
+    return planes, offsets
+
+
+@compiled
+def splat(grid, written, values, sources, planes, offsets, voxels, fi, fj, fk, u, v, t, steps):
+    """Spread values over the cells around their voxels; mark the lowest plane of each."""
+    outer, si, sj, sk, row = steps[0], steps[1], steps[2], steps[3], steps[4]
+    for s in range(sources.shape[0]):
+        n = sources[s]
+        written[planes[n]] = True
+        x, y, z = fi[voxels[0, n]], fj[voxels[1, n]], fk[voxels[2, n]]
+        w11 = u[n] * v[n]
+        w10, w01, w00 = u[n] - w11, v[n] - w11, _ONE - u[n] - v[n] + w11
+        base = planes[n] * sk + offsets[n]
+        for h in range(2 if outer else 1):
+            wh, ph = values[s] * (t[n] if h else _ONE - t[n]), base + h * outer
+            for a in range(2):
+                wa, pa = wh * (x if a else _ONE - x), ph + a * si
+                for b in range(2):
+                    wb, pb = wa * (y if b else _ONE - y), pa + b * sj
+                    for c in range(2):
+                        w, p = wb * (z if c else _ONE - z), pb + c * sk
+                        grid[p] += w * w00
+                        grid[p + 1] += w * w01
+                        grid[p + row] += w * w10
+                        grid[p + row + 1] += w * w11
+
+
+@compiled
+def slice_(grid, targets, planes, offsets, voxels, fi, fj, fk, u, v, t, steps):
+    """Read the cells around voxels with the weights of `splat`."""
+    outer, si, sj, sk, row = steps[0], steps[1], steps[2], steps[3], steps[4]
+    out = np.empty(targets.shape[0], np.float32)
+    for s in range(targets.shape[0]):
+        n = targets[s]
+        x, y, z = fi[voxels[0, n]], fj[voxels[1, n]], fk[voxels[2, n]]
+        w11 = u[n] * v[n]
+        w10, w01, w00 = u[n] - w11, v[n] - w11, _ONE - u[n] - v[n] + w11
+        base = planes[n] * sk + offsets[n]
+        total = np.float32(0)
+        for h in range(2 if outer else 1):
+            wh, ph = t[n] if h else _ONE - t[n], base + h * outer
+            for a in range(2):
+                wa, pa = wh * (x if a else _ONE - x), ph + a * si
+                for b in range(2):
+                    wb, pb = wa * (y if b else _ONE - y), pa + b * sj
+                    for c in range(2):
+                        w, p = wb * (z if c else _ONE - z), pb + c * sk
+                        total += w * (
+                            w00 * grid[p] + w01 * grid[p + 1]
+                            + w10 * grid[p + row] + w11 * grid[p + row + 1]
+                        )  # fmt: skip
+        out[s] = total
+    return out
+
+
+@compiled
+def scatter(grid, written, values, sources, flat, columns):
+    """Put values where their voxels are; mark their rows."""
+    for s in range(sources.shape[0]):
+        p = flat[sources[s]]
+        grid[p] = values[s]
+        written[p // columns] = True
+
+
+@compiled
+def gather(grid, targets, flat):
+    """Read values where their voxels are."""
+    out = np.empty(targets.shape[0], np.float32)
+    for s in range(targets.shape[0]):
+        out[s] = grid[flat[targets[s]]]
+    return out
+
+
+@compiled
+def mark(targets, planes, size):
+    """Which planes these voxels lie in."""
+    marked = np.zeros(size, np.bool_)
+    for s in range(targets.shape[0]):
+        marked[planes[targets[s]]] = True
+    return marked
+
+
+@compiled
+def find(grid, live, written):
+    """Of the planes that were written to, mark the strips that hold a value."""
+    per = live.shape[1]
+    strip = grid.shape[0] // live.size
+    for plane in range(live.shape[0]):
+        for s in range(per):
+            total = np.float32(0)
+            if written[plane]:
+                start = (plane * per + s) * strip
+                for p in range(start, start + strip):
+                    total += abs(grid[p])
+            live[plane, s] = total != 0
+
+
+@compiled
+def clear(grid, live):
+    """Set the live strips back to zero."""
+    strip = grid.shape[0] // live.size
+    for plane in range(live.shape[0]):
+        for s in range(live.shape[1]):
+            if live[plane, s]:
+                start = (plane * live.shape[1] + s) * strip
+                grid[start : start + strip] = 0
+
+
+@compiled
+def _blurred(out, rows, taps, at):
+    """Put the rows around row `at`, weighted by the taps, into `out`: two pairs of rows a pass."""
+    reach = taps.shape[0] - 1
+    tap, row = taps[0], rows[at]
+    for c in range(out.shape[0]):
+        out[c] = tap * row[c]
+    for q in range(1, reach, 2):
+        near, far = taps[q], taps[q + 1]
+        before, after = rows[at - q], rows[at + q]
+        long_before, long_after = rows[at - q - 1], rows[at + q + 1]
+        for c in range(out.shape[0]):
+            out[c] += near * (before[c] + after[c]) + far * (long_before[c] + long_after[c])
+    if reach % 2:
+        tap, before, after = taps[reach], rows[at - reach], rows[at + reach]
+        for c in range(out.shape[0]):
+            out[c] += tap * (before[c] + after[c])
+
+
+@compiled
+def _blurred_along(out, row, taps):
+    """The same along one row, which has a margin of zeros at both ends."""
+    reach = taps.shape[0] - 1
+    n = out.shape[0]
+    tap, middle = taps[0], row[reach : reach + n]
+    for c in range(n):
+        out[c] = tap * middle[c]
+    for q in range(1, reach, 2):
+        near, far = taps[q], taps[q + 1]
+        before, after = row[reach - q : reach - q + n], row[reach + q : reach + q + n]
+        long_before = row[reach - q - 1 : reach - q - 1 + n]
+        long_after = row[reach + q + 1 : reach + q + 1 + n]
+        for c in range(n):
+            out[c] += near * (before[c] + after[c]) + far * (long_before[c] + long_after[c])
+    if reach % 2:
+        tap, before, after = taps[reach], row[:n], row[2 * reach : 2 * reach + n]
+        for c in range(n):
+            out[c] += tap * (before[c] + after[c])
+
+
+@compiled
+def _near(filled, at, reach):
+    """Whether a row around row `at` is filled."""
+    return filled[max(0, at - reach) : at + reach + 1].any()
+
+
+@compiled
+def blur_planes(grid, live, rows, columns, down, along):
+    """Blur each plane (rows, columns), in place: along its rows, then down its columns."""
+    per = rows // live.shape[1]
+    reach = down.shape[0] - 1
+    margin = along.shape[0] - 1
+    padded = np.zeros(columns + 2 * margin, np.float32)
+    blurred = np.zeros((rows + 2 * reach, columns), np.float32)
+    filled = np.zeros(rows, np.bool_)
+    for plane in range(live.shape[0]):
+        if not live[plane].any():
+            continue
+        cells = grid[plane * rows * columns : (plane + 1) * rows * columns].reshape(rows, columns)
+        for r in range(rows):
+            filled[r] = live[plane, r // per]
+            if filled[r]:
+                padded[margin : margin + columns] = cells[r]
+                _blurred_along(blurred[reach + r], padded, along)
+            else:
+                blurred[reach + r] = 0
+        for r in range(rows):
+            if _near(filled, r, reach):
+                _blurred(cells[r], blurred, down, reach + r)
+                live[plane, r // per] = True
+
+
+@compiled
+def blur(grid, live, wanted, shape, axis, taps):
+    """Blur one axis of the planes, in place, where the result is wanted."""
+    n, per, reach = shape[axis], live.shape[1], taps.shape[0] - 1
+    strip = grid.shape[0] // live.size
+    inner = 1
+    for a in range(axis + 1, 4):
+        inner *= shape[a]
+    line = np.zeros((n + 2 * reach, strip), np.float32)
+    filled = np.empty(n, np.bool_)
+    for o in range(live.shape[0] // (n * inner)):
+        for b in range(inner):
+            first = o * n * inner + b  # the planes of a line are `inner` apart
+            for s in range(per):
+                some = False
+                for c in range(n):
+                    filled[c] = live[first + c * inner, s]
+                    some |= filled[c]
+                if not some:
+                    continue
+                for c in range(n):
+                    start = ((first + c * inner) * per + s) * strip
+                    if filled[c]:
+                        line[reach + c] = grid[start : start + strip]
+                    else:
+                        line[reach + c] = 0
+                for c in range(n):
+                    plane = first + c * inner
+                    if wanted[plane] and _near(filled, c, reach):
+                        start = (plane * per + s) * strip
+                        _blurred(grid[start : start + strip], line, taps, reach + c)
+                        live[plane, s] = True

@@ -1,0 +1,217 @@
+"""`medseg tune`: predict, try, choose, judge, and write down what came of it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg.console import track
+from medseg.errors import DataError
+from medseg.evaluation.overlay import CaseView
+from medseg.files import check_writable, write_json
+from medseg.inference.predictor import Predictor
+from medseg.networks.checkpoint import Tuned, set_tuned
+from medseg.postprocess.crf_step import CRF
+from medseg.tuning import report
+from medseg.tuning.candidates import component, defaults, grid
+from medseg.tuning.crf_fit import CrfFit
+from medseg.tuning.gate import Judgement, judge
+from medseg.tuning.place import Place
+from medseg.tuning.result import Candidate, CaseResult, Options, Result
+from medseg.tuning.scoring import Scorer
+from medseg.tuning.select import Propose, choose, leave_one_out
+from medseg.tuning.store import Store
+from medseg.tuning.summary import verdict
+from medseg.tuning.trials import Trials, known_mean
+from medseg.volumes.dataset import IGNORE_INDEX, Case
+from medseg.volumes.image import Array
+
+_FEWEST = 2
+_OF_THE_MACHINE = {"device", "memory_gib"}  # of the CRF: the next machine has its own
+Tried = tuple[tuple[Candidate, float], ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be tuned.
+
+    Args:
+        name: A registered postprocessor.
+        options: Options of it that are not varied.
+        score: One of `scoring.SCORES`.
+        quiet: Show no progress.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    score: str = "dice"
+    quiet: bool = False
+
+
+def tune(
+    predictor: Predictor, model: Path, cases: Sequence[Case], folder: Path, request: Request
+) -> Result:
+    """Tune a postprocessor on cases that did not train, and put it into the model if it helps.
+
+    Writes `NAME.json` and `NAME.html` into the folder, then the result, accepted or not, into the
+    model file. A failure before that leaves the model as it is.
+
+    Args:
+        predictor: The model.
+        model: Its file.
+        cases: The validation cases; those without a label are passed over.
+        folder: For the results; beside them the cases are kept while it works.
+        request: What to tune.
+
+    Raises:
+        ConfigError: There is no such postprocessor, option or score.
+        DataError: Fewer than 2 cases have a label, or the folder cannot be written.
+    """
+    start = time.monotonic()
+    tuning = _Tuning(predictor, folder / "cache", request)
+    labelled = [case for case in cases if case.label is not None]
+    if len(labelled) < _FEWEST:
+        raise DataError(
+            folder.parent,
+            f"{len(labelled)} validation cases with labels; tuning holds out one after the other, "
+            f"and needs at least {_FEWEST} (data.split says which cases validate)",
+        )
+    check_writable(folder)
+    try:
+        tuning.predict(labelled)
+        result = replace(tuning.result(), seconds=time.monotonic() - start)
+        write_json(folder / f"{request.name}.json", asdict(result))
+        report.write(folder / f"{request.name}.html", result, tuning.view(result))
+        set_tuned(model, _entry(result))
+    finally:
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+    return result
+
+
+class _Tuning:
+    """What one tuning works with."""
+
+    def __init__(self, predictor: Predictor, cache: Path, request: Request) -> None:
+        self._predictor, self._request = predictor, request
+        self._seed, self._labels = predictor.config.seed, predictor.labels
+        component(request.name)  # refuses a name that is none
+        self._place = Place.find(predictor.checkpoint, request.name)
+        self._search = (
+            request.name,
+            self._place.given,
+            request.options,
+            len(self._labels.values) + 1,
+        )
+        self._grid = grid(*self._search)
+        self._store = Store(cache)
+        scorer = Scorer(request.score, self._labels, predictor.config.evaluation)
+        self._trials = Trials(self._store, scorer, self._place.onwards, quiet=request.quiet)
+
+    def predict(self, cases: Sequence[Case]) -> None:
+        """Predict the cases up to the step that is tuned, and keep them on disk."""
+        with track("Predict", len(cases), quiet=self._request.quiet) as tick:
+            for case in cases:
+                loaded = self._predictor.load_case(case)
+                assert loaded.label is not None
+                prediction = self._place.before(self._predictor.raw(loaded))
+                self._store.add(case.id, prediction, loaded.label)
+                tick(case.id)
+
+    def result(self) -> Result:
+        """Try, choose and judge."""
+        request, classes = self._request, tuple(self._labels.classes)
+        propose = self._proposer()
+        chosen = leave_one_out(propose, self._trials)
+
+        def held_out(protect: Sequence[str]) -> Array:
+            return self._trials.pairs(list(enumerate(chosen)), protect)
+
+        found = judge(held_out, classes, self._place.protect, self._seed)
+        final, tried = self._choose(propose)
+        accepted = found.accepted and final is not None
+        return Result(
+            name=request.name,
+            options=final if final is not None else _best(tried),
+            default_options=defaults(request.name),
+            protect=found.protect,
+            accepted=accepted,
+            verdict=verdict(request.name, request.score, found, accepted),
+            score_name=request.score,
+            classes=classes,
+            cases=_cases(self._store.ids, classes, found, chosen),
+            intervals=found.intervals,
+            candidates=tried,
+            seconds=0.0,
+        )
+
+    def _choose(self, propose: Propose) -> tuple[Candidate, Tried]:
+        """The choice on all cases, and what it was among."""
+        every = range(len(self._store))
+        offered = propose(every)
+        scores = self._trials.means(offered, every)
+        means = known_mean(scores).tolist()
+        return offered[choose(scores)], tuple(zip(offered, means, strict=True))
+
+    def _proposer(self) -> Propose:
+        kind = component(self._request.name)
+        if not (isinstance(kind, type) and issubclass(kind, CRF)):
+            return lambda cases: self._grid  # noqa: ARG005  (the same for all)
+        return CrfFit(self._store, *self._search, seed=self._seed, quiet=self._request.quiet)
+
+    def view(self, result: Result) -> Callable[[str], CaseView]:
+        """How to see a case before and after."""
+
+        def see(case_id: str) -> CaseView:
+            number = self._store.ids.index(case_id)
+            truth, chosen = self._store.truth(number), result.cases[number].chosen
+            known = truth != IGNORE_INDEX
+            shown = self._store.prediction(number)
+            before, after = (
+                self._place.onwards(options, result.protect)(shown).labels
+                for options in (None, chosen)
+            )
+            after, true, before = (
+                self._labels.to_values(labels) * known for labels in (after, truth, before)
+            )
+            return CaseView(case_id, shown.image[0], after, true, shown.affine, before)
+
+        return see
+
+
+def _best(tried: Tried) -> Options:
+    """The best of what does something; to leave the step out comes first."""
+    found = [(options, mean) for options, mean in tried if options is not None]
+    return max(found, key=lambda item: -1 if np.isnan(item[1]) else item[1])[0]
+
+
+def _cases(
+    ids: Sequence[str], classes: Sequence[str], found: Judgement, chosen: Sequence[Candidate]
+) -> tuple[CaseResult, ...]:
+    def named(scores: Array) -> dict[str, float | None]:
+        return {
+            name: None if np.isnan(score) else float(score)
+            for name, score in zip(classes, scores, strict=True)
+        }
+
+    rows = zip(ids, found.before, found.after, chosen, strict=True)
+    return tuple(
+        CaseResult(case_id, named(before), named(after), options)
+        for case_id, before, after, options in rows
+    )
+
+
+def _entry(result: Result) -> Tuned:
+    figures = {
+        "score": result.score_name,
+        "cases": len(result.cases),
+        "intervals": {name: list(values) for name, values in result.intervals.items()},
+        "verdict": result.verdict,
+    }
+    options = {key: value for key, value in result.options.items() if key not in _OF_THE_MACHINE}
+    return Tuned(result.name, options, result.protect, result.accepted, figures)
