@@ -81,10 +81,9 @@ class DenseCRF3D:
         self._spatial = checks.positive("spatial_mm", spatial_mm)
         self._appearance = checks.positive("appearance_mm", appearance_mm)
         self._intensity = checks.positive("appearance_intensity", appearance_intensity)
-        (self._temperature,) = checks.positive("temperature", temperature)
-        (self._memory,) = checks.positive("memory_gib", memory_gib)
-        for weight in weights:
-            check_range("weights", weight)
+        self._temperature = checks.one("temperature", temperature)
+        self._memory = checks.one("memory_gib", memory_gib)
+        (spatial, appearance) = checks.weights(weights)
         check_range("iterations", iterations)
         check_range("tolerance", tolerance, most=1)
         check_range("threads", threads, least=1)
@@ -93,11 +92,11 @@ class DenseCRF3D:
         if engine == "numba" and device != "cpu":
             raise ConfigError(f"engine numba runs on the cpu, not on {device}", ("device",))
         uses_torch = engine == "torch" or device != "cpu"
-        self._device = device if uses_torch else None
+        self._device = engines.checked_device(device) if uses_torch else None
         self._is_exact = accuracy == "exact"
         width, shifts = _GRIDS.get(accuracy, _GRIDS["pair"])
         self._settings = Settings(
-            weights=weights,
+            weights=(spatial, appearance),
             iterations=iterations,
             compatibility=checks.compatibility(compatibility),
             exclude_self=exclude_self,
@@ -135,7 +134,11 @@ class DenseCRF3D:
                 would take more memory than allowed, which is said before any is taken.
         """
         self._check(probabilities, image, spacing, roi=roi, ignore=ignore)
-        result = _softmax(probabilities) if logits else np.array(probabilities, np.float32)
+        if logits:
+            checks.finite("logits", probabilities)
+        result = (
+            _softmax(probabilities) if logits else np.array(probabilities, np.float32, order="C")
+        )
         region = Region.of(_mask(roi, ignore), probabilities.shape[1:])
         if len(region.index):
             problem = self._problem(region, probabilities, image, spacing, logits)
@@ -164,12 +167,12 @@ class DenseCRF3D:
         found = np.zeros((2, *probabilities.shape), np.float32)
         if len(region.index):
             problem = self._problem(region, probabilities, image, spacing, is_logits=False)
-            values = list(np.ascontiguousarray(region.take(probabilities), np.float32))
+            values = np.ascontiguousarray(region.take(probabilities).T, np.float32)
             for out, weights in zip(found, ((1.0, 0.0), (0.0, 1.0)), strict=True):
                 settings = replace(self._settings, weights=weights)
                 way = engines.choose(problem, settings, self._memory)
                 kernel = engines.pairwise(problem, settings, way)
-                region.put(out, kernel.send(values, [kernel.all] * len(values), kernel.all))
+                region.put(out, kernel.send(values, kernel.all, kernel.all).T)
         return found[0], found[1]
 
     def _check(
@@ -199,18 +202,19 @@ class DenseCRF3D:
         values = region.take(probabilities).astype(np.float32, copy=False)
         intensities = region.take(image).astype(np.float32, copy=False)
         checks.finite("image", intensities)
-        if is_logits:
-            checks.finite("logits", values)
-        else:
+        if not is_logits:
             checks.probabilities(values)
             values = np.log(np.maximum(values, _LEAST))
         deviations = checks.for_each(
             "appearance_intensity", self._intensity, len(image), "modalities"
         )
+        with np.errstate(over="ignore"):
+            intensities = intensities / np.asarray(deviations, np.float32)[:, None]
+        checks.finite("image, divided by appearance_intensity,", intensities)
         return Problem(
             shape=region.shape,
             voxels=region.voxels,
-            intensities=intensities / np.asarray(deviations, np.float32)[:, None],
+            intensities=intensities,
             odds=log_odds(values / np.float32(self._temperature)),
             spatial=_in_voxels("spatial_mm", self._spatial, spacing),
             appearance=_in_voxels("appearance_mm", self._appearance, spacing),
@@ -231,7 +235,7 @@ def _mask(roi: Array | None, ignore: Array | None) -> Array | None:
 
 
 def _softmax(logits: Array) -> Array:
-    shares = np.exp(np.asarray(logits, np.float32) - logits.max(0))
+    shares = np.exp(np.asarray(logits, np.float32, order="C") - logits.max(0))
     shares /= shares.sum(0)
     softmax: Array = shares
     return softmax

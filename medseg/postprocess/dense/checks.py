@@ -23,8 +23,35 @@ def positive(option: str, values: float | Sequence[float]) -> tuple[float, ...]:
     """
     several = tuple(values) if isinstance(values, Sequence | np.ndarray) else (values,)
     if not several or not all(math.isfinite(value) and value > 0 for value in several):
-        raise ConfigError(f"{option} must be above 0, got {values}", (option,))
+        raise ConfigError(f"{option} must be finite and above 0, got {values}", (option,))
     return tuple(float(value) for value in several)
+
+
+def one(option: str, value: float) -> float:
+    """One number, finite and above 0.
+
+    Raises:
+        ConfigError: It is not one.
+    """
+    found = positive(option, value)
+    if len(found) != 1:
+        raise ConfigError(f"{option} must be one number, got {value}", (option,))
+    return found[0]
+
+
+def weights(pair: Sequence[float]) -> tuple[float, float]:
+    """The weights of the two kernels.
+
+    Raises:
+        ConfigError: They are not two, not finite, or below 0.
+    """
+    found = tuple(pair) if isinstance(pair, Sequence | np.ndarray) else (pair,)
+    if len(found) != 2:
+        raise ConfigError(f"weights must be two, spatial and appearance, got {pair}", ("weights",))
+    for weight in found:
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ConfigError(f"weights must be finite and at least 0, got {weight}", ("weights",))
+    return float(found[0]), float(found[1])
 
 
 def for_each(option: str, values: tuple[float, ...], number: int, what: str) -> tuple[float, ...]:

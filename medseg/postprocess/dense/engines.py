@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from medseg.errors import DataError
+from medseg.errors import ConfigError, DataError
 from medseg.postprocess.dense import brute
-from medseg.postprocess.dense.plan import cells, plan
+from medseg.postprocess.dense.plan import cells, most_values, plan, strips
 from medseg.postprocess.dense.problem import Problem
 from medseg.postprocess.dense.settings import Settings
 from medseg.volumes.image import Array
@@ -31,12 +32,16 @@ def choose(problem: Problem, settings: Settings, memory_gib: float) -> Way:
         DataError: Neither fits; nothing has been taken yet.
     """
     modalities, voxels = problem.intensities.shape
-    state = 4 * voxels * (4 * len(problem.odds) + modalities + 24) + 8 * int(np.prod(problem.shape))
+    classes = len(problem.odds)
+    size = cells(problem, settings.width) if settings.weights[1] else ()
+    state = voxels * (64 + 8 * modalities + 56 * classes) + _held(
+        (*problem.shape[:2], 1, problem.shape[2]), classes > 1
+    )
     needs: dict[Way, int] = {}
-    size = cells(problem, settings.width) if settings.weights[1] else 0
-    if modalities <= _GRID_MODALITIES - (size > _MOST_CELLS) or not size:
-        needs["grid"] = state + 4 * len(settings.shifts) * (size + voxels * (modalities + 2))
-    if modalities >= _GRID_MODALITIES:
+    if modalities <= _GRID_MODALITIES - (math.prod(size) > _MOST_CELLS) or not size:
+        grid = _held(size, classes > 1) + voxels * (8 * modalities + 16) if size else 0
+        needs["grid"] = state + len(settings.shifts) * grid
+    if modalities >= _GRID_MODALITIES and size:
         from medseg.postprocess.dense.lattice import lattice_bytes
 
         needs["lattice"] = state + lattice_bytes(voxels, 3 + modalities)
@@ -50,6 +55,28 @@ def choose(problem: Problem, settings: Settings, memory_gib: float) -> Way:
     )
 
 
+def _held(size: Sequence[int], several: bool) -> int:
+    """Bytes of planes: spatial cells, then columns and, of more modalities, rows and planes."""
+    columns, rows, *more = (*size[3:], 1, 1)
+    cells_ = math.prod(size[:3]) * strips(rows, columns)[1] * columns * math.prod(more)
+    return 4 * most_values(cells_, several) + (1 << 16)
+
+
+def checked_device(name: str) -> str:
+    """The name of a device of torch that is there.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=torch.device(name))
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name}: {str(error).splitlines()[0]}", ("device",)) from error
+    return name
+
+
 def pairwise(problem: Problem, settings: Settings, way: Way) -> Pairwise:
     """Build the kernels for numba."""
     from medseg.postprocess.dense.gaussian import Gaussian
@@ -57,14 +84,15 @@ def pairwise(problem: Problem, settings: Settings, way: Way) -> Pairwise:
     from medseg.postprocess.dense.mean_field import Pairwise
 
     spatial, appearance = settings.weights
+    several = len(problem.odds) > 1
     kernels: list[tuple[float, Sequence[Filter]]] = []
     if spatial:
-        kernels.append((spatial, [Gaussian(problem)]))
+        kernels.append((spatial, [Gaussian(problem, several)]))
     if appearance and way == "lattice":
         kernels.append((appearance, [_Everywhere(lattice(problem))]))
     elif appearance:
-        grids = [Grid(problem, plan(problem, settings.width, shift)) for shift in settings.shifts]
-        kernels.append((appearance, grids))
+        plans = [plan(problem, settings.width, shift) for shift in settings.shifts]
+        kernels.append((appearance, [Grid(problem, laid, several) for laid in plans]))
     return Pairwise(kernels, problem.voxels.shape[1], settings.threads)
 
 
@@ -119,14 +147,16 @@ def lattice(problem: Problem) -> Lattice:
 class _Everywhere:
     """A filter of all voxels to all voxels, for some of them."""
 
+    lanes = 1
+
     def __init__(self, lattice: Lattice) -> None:
         self._lattice = lattice
 
     def filter(self, values: Array, sources: Array, targets: Array) -> Array:
         spread = np.zeros(len(self._lattice.vertices), np.float32)
-        spread[sources] = values
+        spread[sources] = values[:, 0]
         found: Array = self._lattice.filter(spread)[targets]
-        return found
+        return found[:, None]
 
     def diagonal(self) -> Array:
         return self._lattice.diagonal

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from medseg.postprocess.dense import kernels
@@ -18,24 +16,28 @@ class Gaussian:
 
     Args:
         problem: The voxels.
+        several: Whether four values of a voxel should go together, if memory permits.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, several: bool = False) -> None:
         rows, columns, length = problem.shape
         i, j, k = (taps(deviation**2) for deviation in problem.spatial)
         one = np.ones(1, np.float32)
-        self._planes = Planes((1, rows, columns, 1), 1, length, [one, i, j, one, one, k])
+        axes = [one, i, j, one, one, k]
+        self._planes = Planes((1, rows, columns, 1), 1, length, axes, several)
+        self.lanes = self._planes.lanes
         self._flat = problem.flat
         self._rows = (self._flat // length).astype(np.int32)
 
     def filter(self, values: Array, sources: Array, targets: Array) -> Array:
         """Filter values; see `Grid.filter`."""
-        planes = self._planes
-        written = np.zeros(math.prod(planes.shape), np.bool_)
-        kernels.scatter(planes.values, written, values, sources, self._flat, planes.columns)
-        planes.blur(written, kernels.mark(targets, self._rows, len(written)))
-        out: Array = kernels.gather(planes.values, targets, self._flat)
-        planes.clear()
+        planes, lanes = self._planes, values.shape[1]
+        box = planes.values(lanes)
+        kernels.scatter(box, planes.live, values, sources, self._flat, planes.columns)
+        planes.blur(lanes, kernels.mark(targets, self._rows, planes.planes))
+        out = np.empty((len(targets), lanes), np.float32)
+        kernels.gather(box, out, targets, self._flat)
+        planes.clear(lanes)
         return out
 
     def diagonal(self) -> Array:

@@ -13,12 +13,9 @@ import numpy as np
 from scipy import ndimage
 
 from medseg.postprocess.dense import kernels
-from medseg.postprocess.dense.plan import Axis, Plan
+from medseg.postprocess.dense.plan import LANES, Axis, Plan, lanes, strips
 from medseg.postprocess.dense.problem import Problem
 from medseg.volumes.image import Array
-
-MOST_MODALITIES = 3
-_STRIP = 64  # floats: shorter strips cost more in loops than skipping them saves
 
 
 class Planes:
@@ -29,37 +26,52 @@ class Planes:
         rows: Of a plane.
         columns: Of a plane.
         taps: Half kernels of the six axes, in this order.
+        several: Whether cells should have four lanes, if they do not get too many.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int, int], rows: int, columns: int, taps: list[Array]
+        self,
+        shape: tuple[int, int, int, int],
+        rows: int,
+        columns: int,
+        taps: list[Array],
+        several: bool,
     ) -> None:
-        high = min(rows, -(-_STRIP // columns))
-        self.rows, self.columns = -(-rows // high) * high, columns
-        self.shape, self._taps = shape, taps
-        self.values = np.zeros(math.prod(shape) * self.rows * columns, np.float32)
-        self.live = np.zeros((math.prod(shape), self.rows // high), np.bool_)
+        high, self.rows = strips(rows, columns)
+        self.shape, self.columns = shape, columns
+        self.planes = math.prod(shape)
+        self._cells = self.planes * self.rows * columns
+        self.lanes = lanes(self._cells, several)
+        self._values = np.zeros(self._cells * self.lanes, np.float32)
+        self.live = np.zeros((self.planes, self.rows // high), np.bool_)
+        """Which strips hold values; false between filters."""
+        self._taps = taps
 
-    def blur(self, written: Array, read: Array) -> None:
-        """Blur in place.
+    def values(self, lanes: int) -> Array:
+        """All cells, flat, with so many lanes; zero between filters."""
+        return self._values[: self._cells * lanes]
+
+    def blur(self, lanes: int, read: Array) -> None:
+        """Blur what is live, in place.
 
         Args:
-            written: bool, the planes that hold values; all others are zero.
+            lanes: How many there are.
             read: bool, the planes whose result is wanted.
         """
-        kernels.find(self.values, self.live, written.reshape(-1))
-        kernels.blur_planes(self.values, self.live, self.rows, self.columns, *self._taps[4:])
+        values, live = self.values(lanes), self.live
+        kernels.blur_planes(values, live, self.rows, self.columns * lanes, lanes, *self._taps[4:])
         wanted = [read.reshape(self.shape)]
         for axis in range(3):
             wanted.append(_dilated(wanted[-1], axis, len(self._taps[axis]) - 1))
         for axis in (3, 2, 1, 0):
             if len(self._taps[axis]) > 1:
                 flags, taps = wanted[axis].reshape(-1), self._taps[axis]
-                kernels.blur(self.values, self.live, flags, self.shape, axis, taps)
+                kernels.blur(values, live, flags, self.shape, axis, taps)
 
-    def clear(self) -> None:
+    def clear(self, lanes: int) -> None:
         """Set everything back to zero."""
-        kernels.clear(self.values, self.live)
+        kernels.clear(self.values(lanes), self.live)
+        self.live[:] = False
 
 
 class Grid:
@@ -68,16 +80,18 @@ class Grid:
     Args:
         problem: The voxels, with 1 to 3 modalities.
         plan: The grid's layout.
+        several: Whether four values of a voxel should go together, if memory permits.
     """
 
-    def __init__(self, problem: Problem, plan: Plan) -> None:
+    def __init__(self, problem: Problem, plan: Plan, several: bool = False) -> None:
         i, j, k, *intensities = plan.axes
         first, second, third = (*intensities, *[_absent(problem)] * (3 - len(intensities)))
         self._axes, self._voxels = (third, i, j, k, second, first), problem.voxels
         self._planes = Planes(
             (third.cells, i.cells, j.cells, k.cells), second.cells, first.cells,
-            [axis.taps for axis in self._axes],
+            [axis.taps for axis in self._axes], several,
         )  # fmt: skip
+        self.lanes = self._planes.lanes
         plane = self._planes.rows * self._planes.columns
         steps = np.array([
             plane * i.cells * j.cells * k.cells * (third.cells > 1),  # 0: not there
@@ -99,20 +113,25 @@ class Grid:
         """Filter values.
 
         Args:
-            values: (S,) float32, of the sources.
+            values: (S, 1) float32, of the sources, or (S, 4) if `lanes` is 4.
             sources: (S,) int32, which voxels they are.
             targets: (T,) int32, where the result is wanted.
 
         Returns:
-            (T,) float32.
+            (T, 1) or (T, 4) float32.
         """
-        grid, shape = self._planes.values, self._planes.shape
-        written = np.zeros(math.prod(shape), np.bool_)
-        kernels.splat(grid, written, values, sources, *self._corners)
-        read = kernels.mark(targets, self._where[0], math.prod(shape))
-        self._planes.blur(_corners(written.reshape(shape)), _corners(read.reshape(shape)))
-        out: Array = kernels.slice_(grid, targets, *self._corners)
-        self._planes.clear()
+        planes, width = self._planes, values.shape[1]
+        splat = kernels.splat4 if width == LANES else kernels.splat
+        slice_ = kernels.slice4 if width == LANES else kernels.slice_
+        grid, shape = planes.values(width), planes.shape
+        splat(grid, planes.live, values, sources, *self._corners)
+        _reach_corners(planes.live.reshape(*shape, -1), axes=5)
+        read = kernels.mark(targets, self._where[0], planes.planes)
+        _reach_corners(read.reshape(shape), axes=4)
+        planes.blur(width, read)
+        out = np.empty((len(targets), width), np.float32)
+        slice_(grid, out, targets, *self._corners)
+        planes.clear(width)
         return out
 
     def diagonal(self) -> Array:
@@ -137,11 +156,11 @@ def _absent(problem: Problem) -> Axis:
     return Axis(1, np.zeros(n, np.int32), np.zeros(n, np.float32), np.ones(1, np.float32))
 
 
-def _corners(lowest: Array) -> Array:
-    """The planes around voxels whose lowest planes these are."""
-    for axis in range(4):
-        lowest = _dilated(lowest, axis, 1)  # also downwards: more than is needed, never less
-    return lowest
+def _reach_corners(lowest: Array, axes: int) -> None:
+    """Mark, in place, the neighbours one step on along each axis, and along several."""
+    for axis in range(axes):
+        along = np.moveaxis(lowest, axis, 0)
+        along[1:] |= along[:-1].copy()
 
 
 def _dilated(flags: Array, axis: int, reach: int) -> Array:

@@ -1,4 +1,7 @@
-"""The compiled loops of the dense CRF. They release the GIL, so that threads run side by side."""
+"""The compiled loops of the dense CRF. They release the GIL, so that threads run side by side.
+
+Values go through a filter alone or four together, as lanes of each cell.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +29,19 @@ def places(voxels, index_i, index_j, index_k, first, second, third, shape, colum
 
 
 @compiled
-def splat(grid, written, values, sources, planes, offsets, voxels, fi, fj, fk, u, v, t, steps):
-    """Spread values over the cells around their voxels; mark the lowest plane of each."""
+def splat(grid, touched, values, sources, planes, offsets, voxels, fi, fj, fk, u, v, t, steps):
+    """Spread values over the cells around their voxels; mark the lowest strip of each."""
     outer, si, sj, sk, row = steps[0], steps[1], steps[2], steps[3], steps[4]
+    strip = sk // touched.shape[1]
     for s in range(sources.shape[0]):
         n = sources[s]
-        written[planes[n]] = True
+        touched[planes[n], offsets[n] // strip] = True
         x, y, z = fi[voxels[0, n]], fj[voxels[1, n]], fk[voxels[2, n]]
         w11 = u[n] * v[n]
         w10, w01, w00 = u[n] - w11, v[n] - w11, _ONE - u[n] - v[n] + w11
         base = planes[n] * sk + offsets[n]
         for h in range(2 if outer else 1):
-            wh, ph = values[s] * (t[n] if h else _ONE - t[n]), base + h * outer
+            wh, ph = values[s, 0] * (t[n] if h else _ONE - t[n]), base + h * outer
             for a in range(2):
                 wa, pa = wh * (x if a else _ONE - x), ph + a * si
                 for b in range(2):
@@ -51,10 +55,44 @@ def splat(grid, written, values, sources, planes, offsets, voxels, fi, fj, fk, u
 
 
 @compiled
-def slice_(grid, targets, planes, offsets, voxels, fi, fj, fk, u, v, t, steps):
-    """Read the cells around voxels with the weights of `splat`."""
+def splat4(grid, touched, values, sources, planes, offsets, voxels, fi, fj, fk, u, v, t, steps):
+    """The same for four values of each voxel."""
     outer, si, sj, sk, row = steps[0], steps[1], steps[2], steps[3], steps[4]
-    out = np.empty(targets.shape[0], np.float32)
+    strip = sk // touched.shape[1]
+    for s in range(sources.shape[0]):
+        n = sources[s]
+        touched[planes[n], offsets[n] // strip] = True
+        x, y, z = fi[voxels[0, n]], fj[voxels[1, n]], fk[voxels[2, n]]
+        w11 = u[n] * v[n]
+        w10, w01, w00 = u[n] - w11, v[n] - w11, _ONE - u[n] - v[n] + w11
+        base = planes[n] * sk + offsets[n]
+        e, f, g, i = values[s, 0], values[s, 1], values[s, 2], values[s, 3]
+        for h in range(2 if outer else 1):
+            wh, ph = t[n] if h else _ONE - t[n], base + h * outer
+            for a in range(2):
+                wa, pa = wh * (x if a else _ONE - x), ph + a * si
+                for b in range(2):
+                    wb, pb = wa * (y if b else _ONE - y), pa + b * sj
+                    for c in range(2):
+                        w, p = wb * (z if c else _ONE - z), pb + c * sk
+                        _add4(grid, 4 * p, w * w00, e, f, g, i)
+                        _add4(grid, 4 * (p + 1), w * w01, e, f, g, i)
+                        _add4(grid, 4 * (p + row), w * w10, e, f, g, i)
+                        _add4(grid, 4 * (p + row + 1), w * w11, e, f, g, i)
+
+
+@compiled
+def _add4(grid, p, w, e, f, g, i):
+    grid[p] += w * e
+    grid[p + 1] += w * f
+    grid[p + 2] += w * g
+    grid[p + 3] += w * i
+
+
+@compiled
+def slice_(grid, out, targets, planes, offsets, voxels, fi, fj, fk, u, v, t, steps):
+    """Read the cells around voxels with the weights of `splat`, into (T, 1)."""
+    outer, si, sj, sk, row = steps[0], steps[1], steps[2], steps[3], steps[4]
     for s in range(targets.shape[0]):
         n = targets[s]
         x, y, z = fi[voxels[0, n]], fj[voxels[1, n]], fk[voxels[2, n]]
@@ -74,26 +112,57 @@ def slice_(grid, targets, planes, offsets, voxels, fi, fj, fk, u, v, t, steps):
                             w00 * grid[p] + w01 * grid[p + 1]
                             + w10 * grid[p + row] + w11 * grid[p + row + 1]
                         )  # fmt: skip
-        out[s] = total
-    return out
+        out[s, 0] = total
 
 
 @compiled
-def scatter(grid, written, values, sources, flat, columns):
-    """Put values where their voxels are; mark their rows."""
+def slice4(grid, out, targets, planes, offsets, voxels, fi, fj, fk, u, v, t, steps):
+    """The same for four values of each voxel, into (T, 4)."""
+    outer, si, sj, sk, row = steps[0], steps[1], steps[2], steps[3], steps[4]
+    for s in range(targets.shape[0]):
+        n = targets[s]
+        x, y, z = fi[voxels[0, n]], fj[voxels[1, n]], fk[voxels[2, n]]
+        w11 = u[n] * v[n]
+        w10, w01, w00 = u[n] - w11, v[n] - w11, _ONE - u[n] - v[n] + w11
+        base = planes[n] * sk + offsets[n]
+        e = f = g = i = np.float32(0)
+        for h in range(2 if outer else 1):
+            wh, ph = t[n] if h else _ONE - t[n], base + h * outer
+            for a in range(2):
+                wa, pa = wh * (x if a else _ONE - x), ph + a * si
+                for b in range(2):
+                    wb, pb = wa * (y if b else _ONE - y), pa + b * sj
+                    for c in range(2):
+                        w, p = wb * (z if c else _ONE - z), 4 * (pb + c * sk)
+                        q = p + 4 * row
+                        k00, k01, k10, k11 = w * w00, w * w01, w * w10, w * w11
+                        e += k00 * grid[p] + k01 * grid[p + 4]
+                        f += k00 * grid[p + 1] + k01 * grid[p + 5]
+                        g += k00 * grid[p + 2] + k01 * grid[p + 6]
+                        i += k00 * grid[p + 3] + k01 * grid[p + 7]
+                        e += k10 * grid[q] + k11 * grid[q + 4]
+                        f += k10 * grid[q + 1] + k11 * grid[q + 5]
+                        g += k10 * grid[q + 2] + k11 * grid[q + 6]
+                        i += k10 * grid[q + 3] + k11 * grid[q + 7]
+        out[s, 0], out[s, 1], out[s, 2], out[s, 3] = e, f, g, i
+
+
+@compiled
+def scatter(box, touched, values, sources, flat, columns):
+    """Put (S, lanes) values where their voxels are; mark their rows."""
     for s in range(sources.shape[0]):
         p = flat[sources[s]]
-        grid[p] = values[s]
-        written[p // columns] = True
+        touched[p // columns, 0] = True
+        for g in range(values.shape[1]):
+            box[p * values.shape[1] + g] = values[s, g]
 
 
 @compiled
-def gather(grid, targets, flat):
-    """Read values where their voxels are."""
-    out = np.empty(targets.shape[0], np.float32)
+def gather(box, out, targets, flat):
+    """Read values where their voxels are, into (T, lanes)."""
     for s in range(targets.shape[0]):
-        out[s] = grid[flat[targets[s]]]
-    return out
+        for g in range(out.shape[1]):
+            out[s, g] = box[flat[targets[s]] * out.shape[1] + g]
 
 
 @compiled
@@ -103,21 +172,6 @@ def mark(targets, planes, size):
     for s in range(targets.shape[0]):
         marked[planes[targets[s]]] = True
     return marked
-
-
-@compiled
-def find(grid, live, written):
-    """Of the planes that were written to, mark the strips that hold a value."""
-    per = live.shape[1]
-    strip = grid.shape[0] // live.size
-    for plane in range(live.shape[0]):
-        for s in range(per):
-            total = np.float32(0)
-            if written[plane]:
-                start = (plane * per + s) * strip
-                for p in range(start, start + strip):
-                    total += abs(grid[p])
-            live[plane, s] = total != 0
 
 
 @compiled
@@ -151,22 +205,22 @@ def _blurred(out, rows, taps, at):
 
 
 @compiled
-def _blurred_along(out, row, taps):
+def _blurred_along(out, row, taps, lanes):
     """The same along one row, which has a margin of zeros at both ends."""
     reach = taps.shape[0] - 1
-    n = out.shape[0]
-    tap, middle = taps[0], row[reach : reach + n]
+    n, middle = out.shape[0], reach * lanes
+    tap, centre = taps[0], row[middle : middle + n]
     for c in range(n):
-        out[c] = tap * middle[c]
+        out[c] = tap * centre[c]
     for q in range(1, reach, 2):
         near, far = taps[q], taps[q + 1]
-        before, after = row[reach - q : reach - q + n], row[reach + q : reach + q + n]
-        long_before = row[reach - q - 1 : reach - q - 1 + n]
-        long_after = row[reach + q + 1 : reach + q + 1 + n]
+        short, long = q * lanes, (q + 1) * lanes
+        before, after = row[middle - short :], row[middle + short :]
+        long_before, long_after = row[middle - long :], row[middle + long :]
         for c in range(n):
             out[c] += near * (before[c] + after[c]) + far * (long_before[c] + long_after[c])
     if reach % 2:
-        tap, before, after = taps[reach], row[:n], row[2 * reach : 2 * reach + n]
+        tap, before, after = taps[reach], row[:n], row[2 * middle :]
         for c in range(n):
             out[c] += tap * (before[c] + after[c])
 
@@ -178,11 +232,11 @@ def _near(filled, at, reach):
 
 
 @compiled
-def blur_planes(grid, live, rows, columns, down, along):
-    """Blur each plane (rows, columns), in place: along its rows, then down its columns."""
+def blur_planes(grid, live, rows, columns, lanes, down, along):
+    """Blur each plane of (rows, columns of lanes), in place: along rows, then down columns."""
     per = rows // live.shape[1]
     reach = down.shape[0] - 1
-    margin = along.shape[0] - 1
+    margin = (along.shape[0] - 1) * lanes
     padded = np.zeros(columns + 2 * margin, np.float32)
     blurred = np.zeros((rows + 2 * reach, columns), np.float32)
     filled = np.zeros(rows, np.bool_)
@@ -194,7 +248,7 @@ def blur_planes(grid, live, rows, columns, down, along):
             filled[r] = live[plane, r // per]
             if filled[r]:
                 padded[margin : margin + columns] = cells[r]
-                _blurred_along(blurred[reach + r], padded, along)
+                _blurred_along(blurred[reach + r], padded, along, lanes)
             else:
                 blurred[reach + r] = 0
         for r in range(rows):

@@ -9,20 +9,25 @@ from typing import Protocol
 import numpy as np
 
 from medseg.postprocess.dense import updates
-from medseg.postprocess.dense.problem import marginals
 from medseg.postprocess.dense.settings import Settings
 from medseg.volumes.image import Array
 
 _SETTLED = 12.0  # a lead in log-odds that the last movements of neighbours do not undo
 _LEAD = 7.0  # with it after all neighbours are against a voxel, its marginals move by < 1e-3
-_MOST_ROW = 1.25  # rows of D^-1/2 K D^-1/2 sum to about 1
+_MOST_ROW = 1.4  # rows of D^-1/2 K D^-1/2 sum to about 1
 
 
 class Filter(Protocol):
-    """A symmetric linear filter over the voxels of a problem."""
+    """A symmetric linear filter over the voxels of a problem.
+
+    Attributes:
+        lanes: How many values of a voxel it takes together: as many, or one.
+    """
+
+    lanes: int
 
     def filter(self, values: Array, sources: Array, targets: Array) -> Array:
-        """Sum the (S,) values of the sources into (T,) targets, weighted by the kernel."""
+        """Sum (S, lanes) values of the sources into (T, lanes), weighted by the kernel."""
 
     def diagonal(self) -> Array:
         """(N,) weights with which voxels count for themselves."""
@@ -47,31 +52,33 @@ class Pairwise:
             for kernel, (weight, filters) in enumerate(kernels)
             for filter_ in filters
         ]
-        ones = np.ones(voxels, np.float32)
+        ones = np.ones((voxels, 1), np.float32)
         self._scales = [np.zeros(voxels, np.float32) for _ in kernels]
         sums = self._each(lambda part: part[2].filter(ones, self.all, self.all))
         for (kernel, _, _), rows in zip(self._parts, sums, strict=True):
-            self._scales[kernel] += rows / len(kernels[kernel][1])
+            self._scales[kernel] += rows[:, 0] / len(kernels[kernel][1])
         for scale in self._scales:
             np.sqrt(scale, out=scale)
             np.divide(1, scale, out=scale)
 
-    def send(self, values: Sequence[Array], sources: Sequence[Array], targets: Array) -> Array:
-        """(C, T) messages to the targets, of the values of C classes at their sources."""
+    def send(self, values: Array, sources: Array, targets: Array) -> Array:
+        """(T, C) messages to the targets, of the (S, C) values of the sources."""
 
         def one(part: tuple[int, float, Filter]) -> Array:
             kernel, weight, filter_ = part
-            scale, found = self._scales[kernel], np.empty((len(values), len(targets)), np.float32)
-            for value, source, to in zip(values, sources, found, strict=True):
-                scaled = updates.scaled(value, scale, source, np.float32(1))
-                filtered = filter_.filter(scaled, source, targets)
-                to[:] = updates.scaled(filtered, scale, targets, np.float32(weight))
-            return found
+            scale = self._scales[kernel]
+            scaled = updates.scaled(values, scale, sources, np.float32(1))
+            found = np.empty((len(targets), values.shape[1]), np.float32)
+            for c in range(0, values.shape[1], filter_.lanes):
+                group = slice(c, c + filter_.lanes)
+                found[:, group] = _filtered(filter_, scaled[:, group], sources, targets)
+            sent: Array = updates.scaled(found, scale, targets, np.float32(weight))
+            return sent
 
-        total = np.zeros((len(values), len(targets)), np.float32)
-        for found in self._each(one):
-            total += found
-        return total
+        first, *rest = self._each(one) or [np.zeros((len(targets), values.shape[1]), np.float32)]
+        for found in rest:
+            first += found
+        return first
 
     def own(self) -> Array:
         """(N,) share of a voxel's own marginal in its message."""
@@ -90,6 +97,9 @@ class Pairwise:
 def mean_field(odds: Array, pairwise: Pairwise, settings: Settings) -> Array:
     """Run mean field.
 
+    The first class is what remains, so that C - 1 messages do: of all voxels' marginals together
+    comes a message that never changes, of which the others take their part.
+
     Args:
         odds: (C - 1, N) float32 log-odds of the network.
         pairwise: The kernels.
@@ -98,38 +108,62 @@ def mean_field(odds: Array, pairwise: Pairwise, settings: Settings) -> Array:
     Returns:
         (C, N) float32 marginals.
     """
-    q = marginals(odds)[1:]
-    messages, sent = np.zeros_like(odds), np.zeros_like(odds)
-    voxels, changes = np.empty_like(pairwise.all), np.empty(odds.shape[1], np.float32)
-    reach = _MOST_ROW * sum(settings.weights) * _span(settings)
+    odds = np.ascontiguousarray(odds.T)
+    q, messages = np.empty_like(odds), np.zeros_like(odds)
     targets = np.empty_like(pairwise.all)
-    open_ = updates.unsettled(odds, np.float32(_LEAD + reach), targets)
-    rows = np.zeros(odds.shape[1], np.float32)
-    rows[targets[:open_]] = pairwise.send([np.ones_like(rows)], [pairwise.all], targets[:open_])[0]
-    own = pairwise.own() if settings.exclude_self else np.empty(0, np.float32)
-    costs = _costs(settings, len(odds) + 1)
+    always, pull = _pull(settings, odds.shape[1] + 1)
+    lead, settled = _leads(settings)
+    open_ = targets[: updates.start(odds, lead, q, targets)]
+    own = np.empty(0, np.float32)
+    if settings.exclude_self:
+        own = pairwise.own()
+        odds -= own[:, None] * always
+    tolerance = np.float32(settings.tolerance)
+    if len(pull) == 1 and pull[0, 0]:  # one message: what never changes goes with it
+        sent, sources, values = q.copy(), pairwise.all, q + always / pull[0, 0]
+    else:
+        ones = np.ones((len(q), 1), np.float32)
+        odds[open_] += pairwise.send(ones, pairwise.all, open_) * always
+        sent = np.zeros_like(q)
+        sources, values = updates.moved(q, sent, tolerance, pairwise.all)
     for _ in range(settings.iterations):
-        values, sources = [], []
-        for c in range(len(odds)):
-            n = updates.moved(q[c], sent[c], np.float32(settings.tolerance), voxels, changes)
-            values.append(changes[:n].copy())
-            sources.append(voxels[:n].copy())
-        if not open_ or not any(map(len, sources)):
+        if not len(open_) or not len(sources):
             break
-        updates.add(messages, targets[:open_], pairwise.send(values, sources, targets[:open_]))
-        open_ = updates.update(
-            targets[:open_], odds, messages, rows, own, costs, np.float32(_SETTLED), q
-        )
-    first = 1 - q.sum(0, keepdims=True)
-    return np.concatenate([np.maximum(first, 0), q])
+        parts = pairwise.send(values, sources, open_)
+        last = open_.copy()
+        still = updates.update(open_, odds, messages, parts, own, pull, settled, q)
+        open_ = open_[:still]
+        sources, values = updates.moved(q, sent, tolerance, last)
+    first = np.maximum(1 - q.sum(1), 0)
+    return np.concatenate([first[None], q.T])
 
 
-def _costs(settings: Settings, classes: int) -> Array:
-    """(C - 1, C) what a message of each class costs another class, beyond the first class."""
-    matrix = 1 - np.eye(classes) if settings.compatibility is None else settings.compatibility
-    costs: Array = matrix[1:] - matrix[0]
-    return costs.astype(np.float32)
+def _leads(settings: Settings) -> tuple[np.float32, np.float32]:
+    """Leads beyond which a voxel is left alone: before any message, and after all have come."""
+    if not settings.tolerance:
+        return np.float32(np.inf), np.float32(np.inf)
+    cost = settings.compatibility
+    most = _MOST_ROW * sum(settings.weights) * (1 if cost is None else float(np.ptp(cost)))
+    return np.float32(_LEAD + most), np.float32(max(_SETTLED, _LEAD + most))
 
 
-def _span(settings: Settings) -> float:
-    return 1.0 if settings.compatibility is None else float(np.ptp(settings.compatibility))
+def _filtered(filter_: Filter, values: Array, sources: Array, targets: Array) -> Array:
+    """Filter as many values as there are lanes, or fewer."""
+    if filter_.lanes == 1:
+        some = np.flatnonzero(values[:, 0])
+        return filter_.filter(np.ascontiguousarray(values[some]), sources[some], targets)
+    missing = filter_.lanes - values.shape[1] if values.shape[1] > 1 else 0
+    padded = np.ascontiguousarray(np.pad(values, ((0, 0), (0, missing))))
+    return filter_.filter(padded, sources, targets)[:, : values.shape[1]]
+
+
+def _pull(settings: Settings, classes: int) -> tuple[Array, Array]:
+    """What messages add to the log-odds of the classes but the first.
+
+    Returns:
+        (C - 1,) what the message of all classes together adds, and (C - 1, C - 1) what that of each
+        class but the first adds beyond.
+    """
+    cost = 1 - np.eye(classes) if settings.compatibility is None else settings.compatibility
+    pull = (cost[0] - cost[1:]).astype(np.float32)
+    return pull[:, 0], pull[:, 1:] - pull[:, :1]

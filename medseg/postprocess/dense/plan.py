@@ -18,6 +18,10 @@ import numpy as np
 from medseg.postprocess.dense.problem import Problem
 from medseg.volumes.image import Array
 
+LANES = 4
+"""Values of a voxel that may go through a filter together, as one SIMD register holds."""
+_MOST_VALUES = 1 << 24  # in all lanes, 64 MiB: of a larger grid, classes take turns
+_STRIP = 64  # cells: shorter strips cost more in loops than skipping them saves
 TAIL = 1e-4
 """Taps of a Gaussian below this share of its peak are left out."""
 _LEAST_VARIANCE = 1e-6
@@ -67,14 +71,30 @@ def plan(problem: Problem, width: float, shift: float) -> Plan:
     return Plan((*spatial, *(_intensity(x, width, shift) for x in problem.intensities)))
 
 
-def cells(problem: Problem, width: float) -> int:
-    """The most cells that a grid of this width can have, before any of it is there."""
+def cells(problem: Problem, width: float) -> tuple[int, ...]:
+    """The most cells along each axis of a grid of this width, before any of it is there."""
     spatial = [
         n // _whole_voxels(deviation, width) + 3
         for n, deviation in zip(problem.shape, problem.appearance, strict=True)
     ]
     intensities = [int(np.ptp(x) / width) + 3 for x in problem.intensities]
-    return math.prod(spatial) * math.prod(intensities)
+    return (*spatial, *intensities)
+
+
+def strips(rows: int, columns: int) -> tuple[int, int]:
+    """How a plane is cut: rows of a strip, and rows of the plane, padded to whole strips."""
+    high = min(rows, -(-_STRIP // columns))
+    return high, -(-rows // high) * high
+
+
+def lanes(cells: int, several: bool) -> int:
+    """How many values each of so many cells gets, if several are wanted."""
+    return LANES if several and cells * LANES <= _MOST_VALUES else 1
+
+
+def most_values(cells: int, several: bool) -> int:
+    """The most values that up to so many cells get: fewer cells may have more lanes."""
+    return max(cells, min(cells * LANES, _MOST_VALUES)) if several else cells
 
 
 def taps(variance: float, scale: float = 1.0) -> Array:
