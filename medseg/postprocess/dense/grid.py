@@ -100,12 +100,13 @@ class Grid:
             plane,
             self._planes.columns * (second.cells > 1),
         ])  # fmt: skip
-        self._where = kernels.places(
+        strip = self._planes.rows // self._planes.live.shape[1]
+        self._where, offsets, self._strips = kernels.places(
             problem.voxels, *(axis.index for axis in (i, j, k, second, first, third)),
-            self._planes.shape, self._planes.columns,
+            self._planes.shape, self._planes.columns, strip,
         )  # fmt: skip
         self._corners = (
-            *self._where, problem.voxels,
+            self._where, offsets, problem.voxels,
             *(axis.fraction for axis in (i, j, k, second, first, third)), steps,
         )  # fmt: skip
 
@@ -124,9 +125,9 @@ class Grid:
         splat = kernels.splat4 if width == LANES else kernels.splat
         slice_ = kernels.slice4 if width == LANES else kernels.slice_
         grid, shape = planes.values(width), planes.shape
-        splat(grid, planes.live, values, sources, *self._corners)
+        splat(grid, planes.live, values, sources, self._strips, *self._corners)
         _reach_corners(planes.live.reshape(*shape, -1), axes=5)
-        read = kernels.mark(targets, self._where[0], planes.planes)
+        read = kernels.mark(targets, self._where, planes.planes)
         _reach_corners(read.reshape(shape), axes=4)
         planes.blur(width, read)
         out = np.empty((len(targets), width), np.float32)

@@ -16,8 +16,9 @@ compiled: Any = njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "n
 
 
 @compiled
-def places(voxels, index_i, index_j, index_k, first, second, third, shape, columns):
-    """The plane of each voxel's lowest cell, and where in that plane it is."""
+def places(voxels, index_i, index_j, index_k, first, second, third, shape, columns, strip):
+    """The plane of each voxel's lowest cell, where in that plane it is, and in which strip."""
+    strips = np.empty(voxels.shape[1], np.int16)
     planes = np.empty(voxels.shape[1], np.int32)
     offsets = np.empty(voxels.shape[1], np.int32)
     for n in range(voxels.shape[1]):
@@ -25,17 +26,19 @@ def places(voxels, index_i, index_j, index_k, first, second, third, shape, colum
         plane = plane * shape[2] + index_j[voxels[1, n]]
         planes[n] = plane * shape[3] + index_k[voxels[2, n]]
         offsets[n] = first[n] * columns + second[n]
-    return planes, offsets
+        strips[n] = first[n] // strip
+    return planes, offsets, strips
 
 
 @compiled
-def splat(grid, touched, values, sources, planes, offsets, voxels, fi, fj, fk, u, v, t, steps):
+def splat(
+    grid, touched, values, sources, strips, planes, offsets, voxels, fi, fj, fk, u, v, t, steps
+):
     """Spread values over the cells around their voxels; mark the lowest strip of each."""
     outer, si, sj, sk, row = steps[0], steps[1], steps[2], steps[3], steps[4]
-    strip = sk // touched.shape[1]
     for s in range(sources.shape[0]):
         n = sources[s]
-        touched[planes[n], offsets[n] // strip] = True
+        touched[planes[n], strips[n]] = True
         x, y, z = fi[voxels[0, n]], fj[voxels[1, n]], fk[voxels[2, n]]
         w11 = u[n] * v[n]
         w10, w01, w00 = u[n] - w11, v[n] - w11, _ONE - u[n] - v[n] + w11
@@ -55,13 +58,14 @@ def splat(grid, touched, values, sources, planes, offsets, voxels, fi, fj, fk, u
 
 
 @compiled
-def splat4(grid, touched, values, sources, planes, offsets, voxels, fi, fj, fk, u, v, t, steps):
+def splat4(
+    grid, touched, values, sources, strips, planes, offsets, voxels, fi, fj, fk, u, v, t, steps
+):
     """The same for four values of each voxel."""
     outer, si, sj, sk, row = steps[0], steps[1], steps[2], steps[3], steps[4]
-    strip = sk // touched.shape[1]
     for s in range(sources.shape[0]):
         n = sources[s]
-        touched[planes[n], offsets[n] // strip] = True
+        touched[planes[n], strips[n]] = True
         x, y, z = fi[voxels[0, n]], fj[voxels[1, n]], fk[voxels[2, n]]
         w11 = u[n] * v[n]
         w10, w01, w00 = u[n] - w11, v[n] - w11, _ONE - u[n] - v[n] + w11

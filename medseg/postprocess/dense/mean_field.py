@@ -12,9 +12,9 @@ from medseg.postprocess.dense import updates
 from medseg.postprocess.dense.settings import Settings
 from medseg.volumes.image import Array
 
-_SETTLED = 12.0  # a lead in log-odds that the last movements of neighbours do not undo
-_LEAD = 7.0  # with it after all neighbours are against a voxel, its marginals move by < 1e-3
+_LEAD = 7.0  # in log-odds: marginals beyond it are within 1e-3 of 0 or 1
 _MOST_ROW = 1.4  # rows of D^-1/2 K D^-1/2 sum to about 1
+_LATE = 0.5  # the share of all that neighbours can say which may still come after a first message
 
 
 class Filter(Protocol):
@@ -144,7 +144,7 @@ def _leads(settings: Settings) -> tuple[np.float32, np.float32]:
         return np.float32(np.inf), np.float32(np.inf)
     cost = settings.compatibility
     most = _MOST_ROW * sum(settings.weights) * (1 if cost is None else float(np.ptp(cost)))
-    return np.float32(_LEAD + most), np.float32(max(_SETTLED, _LEAD + most))
+    return np.float32(_LEAD + most), np.float32(_LEAD + _LATE * most)
 
 
 def _filtered(filter_: Filter, values: Array, sources: Array, targets: Array) -> Array:
