@@ -136,13 +136,15 @@ class DenseCRF3D:
         self._check(probabilities, image, spacing, roi=roi, ignore=ignore)
         if logits:
             checks.finite("logits", probabilities)
+        region = Region.of(_mask(roi, ignore), probabilities.shape[1:])
+        found = None
+        if len(region.index):
+            found = self._run(self._problem(region, probabilities, image, spacing, logits))
         result = (
             _softmax(probabilities) if logits else np.array(probabilities, np.float32, order="C")
         )
-        region = Region.of(_mask(roi, ignore), probabilities.shape[1:])
-        if len(region.index):
-            problem = self._problem(region, probabilities, image, spacing, logits)
-            region.put(result, self._run(problem))
+        if found is not None:
+            region.put(result, found)
         return result
 
     def messages(

@@ -12,7 +12,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from medseg.postprocess.dense import kernels
+from medseg.postprocess.dense import blurs, kernels
 from medseg.postprocess.dense.plan import LANES, Axis, Plan, lanes, strips
 from medseg.postprocess.dense.problem import Problem
 from medseg.volumes.image import Array
@@ -59,18 +59,18 @@ class Planes:
             read: bool, the planes whose result is wanted.
         """
         values, live = self.values(lanes), self.live
-        kernels.blur_planes(values, live, self.rows, self.columns * lanes, lanes, *self._taps[4:])
+        blurs.blur_planes(values, live, self.rows, self.columns * lanes, lanes, *self._taps[4:])
         wanted = [read.reshape(self.shape)]
         for axis in range(3):
             wanted.append(_dilated(wanted[-1], axis, len(self._taps[axis]) - 1))
         for axis in (3, 2, 1, 0):
             if len(self._taps[axis]) > 1:
                 flags, taps = wanted[axis].reshape(-1), self._taps[axis]
-                kernels.blur(values, live, flags, self.shape, axis, taps)
+                blurs.blur(values, live, flags, self.shape, axis, taps)
 
     def clear(self, lanes: int) -> None:
         """Set everything back to zero."""
-        kernels.clear(self.values(lanes), self.live)
+        blurs.clear(self.values(lanes), self.live)
         self.live[:] = False
 
 
@@ -86,10 +86,10 @@ class Grid:
     def __init__(self, problem: Problem, plan: Plan, several: bool = False) -> None:
         i, j, k, *intensities = plan.axes
         first, second, third = (*intensities, *[_absent(problem)] * (3 - len(intensities)))
-        self._axes, self._voxels = (third, i, j, k, second, first), problem.voxels
+        axes, self._voxels = (third, i, j, k, second, first), problem.voxels
         self._planes = Planes(
             (third.cells, i.cells, j.cells, k.cells), second.cells, first.cells,
-            [axis.taps for axis in self._axes], several,
+            [axis.taps for axis in axes], several,
         )  # fmt: skip
         self.lanes = self._planes.lanes
         plane = self._planes.rows * self._planes.columns
@@ -109,6 +109,7 @@ class Grid:
             self._where, offsets, problem.voxels,
             *(axis.fraction for axis in (i, j, k, second, first, third)), steps,
         )  # fmt: skip
+        self._shares = [(axis.fraction, axis.taps) for axis in axes]
 
     def filter(self, values: Array, sources: Array, targets: Array) -> Array:
         """Filter values.
@@ -137,18 +138,17 @@ class Grid:
 
     def diagonal(self) -> Array:
         """(N,) float32: the weight with which each voxel counts for itself."""
-        third, i, j, k, second, first = (_own(axis) for axis in self._axes)
+        third, i, j, k, second, first = (_own(*share) for share in self._shares)
         x, y, z = self._voxels
         own: Array = third * i[x] * j[y] * k[z] * second * first
         return own
 
 
-def _own(axis: Axis) -> Array:
+def _own(fraction: Array, taps: Array) -> Array:
     """What an axis contributes to the diagonal: its factors multiply."""
-    shared = 2 * axis.fraction * (1 - axis.fraction)
-    near, next_ = axis.taps[0], axis.taps[1] if len(axis.taps) > 1 else np.float32(0)
-    own: Array = (1 - shared) * near + shared * next_
-    return own
+    shared = 2 * fraction * (1 - fraction)
+    own: Array = (1 - shared) * taps[0]
+    return own + shared * taps[1] if len(taps) > 1 else own
 
 
 def _absent(problem: Problem) -> Axis:

@@ -151,6 +151,8 @@ def _filtered(filter_: Filter, values: Array, sources: Array, targets: Array) ->
     """Filter as many values as there are lanes, or fewer."""
     if filter_.lanes == 1:
         some = np.flatnonzero(values[:, 0])
+        if len(some) == len(values):
+            return filter_.filter(values, sources, targets)
         return filter_.filter(np.ascontiguousarray(values[some]), sources[some], targets)
     missing = filter_.lanes - values.shape[1] if values.shape[1] > 1 else 0
     padded = np.ascontiguousarray(np.pad(values, ((0, 0), (0, missing))))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +40,7 @@ class Problem:
         """(N,) index of each voxel in the flattened box."""
         i, j, k = self.voxels
         _, J, K = self.shape
-        flat: Array = (i.astype(np.int64) * J + j) * K + k
+        flat: Array = (i.astype(_index_type(self.shape)) * J + j) * K + k
         return flat
 
 
@@ -47,7 +49,7 @@ class Region:
     """The voxels of a volume that take part, within their box.
 
     Args:
-        index: (N,) int64, in the flattened volume, ascending.
+        index: (N,) int32 or int64, in the flattened volume, ascending.
         voxels: (3, N) int16, within the box.
         shape: Of the box.
     """
@@ -66,13 +68,16 @@ class Region:
             return cls(np.empty(0, np.int64), np.empty((3, 0), np.int16), (0, 0, 0))
         i, j, k = (slice(int(side[0]), int(side[-1]) + 1) for side in sides)
         box = (i.stop - i.start, j.stop - j.start, k.stop - k.start)
-        inside = np.ones(box, bool) if mask is None else mask[i, j, k]
-        places = np.unravel_index(np.flatnonzero(inside), box)
-        starts = (i.start, j.start, k.start)
-        index = np.ravel_multi_index(
-            [place + start for place, start in zip(places, starts, strict=True)], shape
+        inside = np.ones(box, bool) if mask is None else mask[i, j, k].astype(bool)
+        from medseg.postprocess.dense.kernels import listed  # numba is slow to import
+
+        index, voxels = listed(
+            np.ascontiguousarray(inside),
+            (i.start, j.start, k.start),
+            shape,
+            np.empty(inside.sum(), _index_type(shape)),
         )
-        return cls(index, np.stack([place.astype(np.int16) for place in places]), box)
+        return cls(index, voxels, box)
 
     def take(self, volumes: Array) -> Array:
         """(X, I, J, K) volumes to (X, N) values."""
@@ -84,6 +89,11 @@ class Region:
         flat = volumes.reshape(len(volumes), -1)
         for channel, row in zip(flat, values, strict=True):
             channel[self.index] = row
+
+
+def _index_type(shape: Shape) -> type[np.signedinteger[Any]]:
+    """What holds an index of a flattened volume; half the memory if half will do."""
+    return np.int32 if math.prod(shape) < 2**31 else np.int64
 
 
 def log_odds(logits: Array) -> Array:
