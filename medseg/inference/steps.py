@@ -56,50 +56,91 @@ def build(entry: PostprocessorSpec, labels: Labels) -> Step:
 def entries(checkpoint: Checkpoint, crf: Crf = "model") -> list[PostprocessorSpec]:
     """The steps in order: those of the config, with what was tuned and accepted in their places.
 
-    A tuned step takes the place of the config's first of its name, or of a preset of the same
-    component. Where the config has none it comes last; but one that needs probabilities goes before
-    those that need none, since it decides all labels anew and would undo what they did.
+    Where a tuned step belongs, `place` says. What the user gave instead of the model's settings
+    stays as given, whatever was tuned.
 
     Args:
         checkpoint: The model.
         crf: "model": as said above; "off": without any CRF; "on": with the tuned CRF, even if it
-            was rejected (then nothing is protected from it), or else with that of the config, or
-            else with its defaults.
+            was rejected (then it protects what the config's own protects), or else with that of the
+            config, or else with its defaults.
     """
     found = list(checkpoint.config.postprocess)
+    given = _given(checkpoint)
     for tuned in sorted(checkpoint.tuned, key=lambda tuned: tuned.accepted):  # the last has its way
-        if tuned.accepted or (crf == "on" and _is_crf(tuned.name)):
-            _place(found, _entry(tuned))
+        wanted = tuned.accepted or (crf == "on" and _is_crf(tuned.name))
+        if wanted and component(tuned.name) not in given:
+            _put(found, _entry(tuned, found))
     if crf == "off":
         return [entry for entry in found if not _is_crf(entry.name)]
     if crf == "on" and not any(_is_crf(entry.name) for entry in found):
-        _place(found, PostprocessorSpec(name=CRF))
+        _put(found, PostprocessorSpec(name=CRF))
     return found
 
 
-def _entry(tuned: Tuned) -> PostprocessorSpec:
-    protect = tuned.protect if tuned.accepted else ()
-    return PostprocessorSpec(name=tuned.name, protect=protect, **tuned.options)
+def place(found: Sequence[PostprocessorSpec], name: str) -> int:
+    """Where among the steps a tuned one belongs: its index.
+
+    It takes the place of its own entry (`own`). Where there is none, what is decided from
+    probabilities undoes what earlier steps did to labels alone, therefore:
+
+    - a step that gives probabilities goes before the first that does not give any;
+    - one that needs them, but decides labels alone, goes before the first that needs none, and
+      after all that give them;
+    - one that needs none comes last.
+    """
+    entry = own(found, name)
+    if entry is not None:
+        return list(found).index(entry)
+    needs = [needs_probabilities(component(other.name)) for other in found]
+    gives = [_gives_probabilities(component(other.name)) for other in found]
+    if _gives_probabilities(component(name)):
+        return [*gives, False].index(False)
+    if needs_probabilities(component(name)):
+        after = max((n + 1 for n, does in enumerate(gives) if does), default=0)
+        return max([*needs, False].index(False), after)
+    return len(found)
 
 
-def _place(found: list[PostprocessorSpec], entry: PostprocessorSpec) -> None:
-    components = [_component(other.name) for other in found]
-    component = _component(entry.name)
-    if component in components:
-        found[components.index(component)] = entry
-        return
-    deciding = [n for n, other in enumerate(components) if needs_probabilities(other)]
-    after = 1 + max(deciding, default=-1)
-    found.insert(after if needs_probabilities(component) else len(found), entry)
+def own(found: Sequence[PostprocessorSpec], name: str) -> PostprocessorSpec | None:
+    """The first entry of a postprocessor's component, by this name or that of a preset."""
+    return next((entry for entry in found if component(entry.name) == component(name)), None)
 
 
-def _is_crf(name: str) -> bool:
-    return _component(name) == _component(CRF)
-
-
-def _component(name: str) -> object:
+def component(name: str) -> object:
     """What a name, be it of a preset, stands for; one that building will refuse, for itself."""
     if name not in POSTPROCESSORS:
         return name
-    component = POSTPROCESSORS.get(name)
-    return getattr(component, "func", component)  # a preset is a partial
+    found = POSTPROCESSORS.get(name)
+    return getattr(found, "func", found)  # a preset is a partial
+
+
+def _given(checkpoint: Checkpoint) -> set[object]:
+    """The components of the entries that the user gave, all of them or single ones."""
+    keys = {".".join(key.split(".")[:2]) for key in checkpoint.overridden}
+    return {
+        component(entry.name)
+        for n, entry in enumerate(checkpoint.config.postprocess)
+        if keys & {"postprocess", f"postprocess.{n}"}
+    }
+
+
+def _entry(tuned: Tuned, found: Sequence[PostprocessorSpec]) -> PostprocessorSpec:
+    protect = tuned.protect
+    if not tuned.accepted:
+        configured = own(found, tuned.name)
+        protect = configured.protect if configured else ()
+    return PostprocessorSpec(name=tuned.name, protect=protect, **tuned.options)
+
+
+def _put(found: list[PostprocessorSpec], entry: PostprocessorSpec) -> None:
+    at = place(found, entry.name)
+    found[at : at + (own(found, entry.name) is not None)] = [entry]
+
+
+def _gives_probabilities(step: object) -> bool:
+    return bool(getattr(step, "gives_probabilities", False))
+
+
+def _is_crf(name: str) -> bool:
+    return component(name) == component(CRF)

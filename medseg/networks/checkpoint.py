@@ -65,6 +65,7 @@ class Checkpoint:
         plugins: Reference, file and sha256 of each plugin at training; never a reason to run one.
         source: The file it was read from; for messages.
         tuned: Postprocessors tuned after the training, at most one of a name.
+        overridden: Settings that the user gave instead of the model's, e.g. `inference.overlap`.
     """
 
     config: Config
@@ -75,6 +76,7 @@ class Checkpoint:
     plugins: Sequence[Mapping[str, str]] = ()
     source: Path = Path("model")
     tuned: tuple[Tuned, ...] = ()
+    overridden: tuple[str, ...] = ()
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -139,6 +141,7 @@ def load(path: Path, references: Sequence[str] = (), overrides: Sequence[str] = 
             plugins=used,
             source=path,
             tuned=_tuned(path, about),
+            overridden=tuple(text.partition("=")[0].strip() for text in overrides),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(path, f"not a readable model (its metadata: {error!r})") from error

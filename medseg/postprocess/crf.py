@@ -130,12 +130,14 @@ class DenseCRF3D:
             (C, I, J, K) float32 marginals; those of voxels that take no part are as given.
 
         Raises:
-            DataError: Arrays do not fit each other, are not finite, or do not sum to one; or it
-                would take more memory than allowed, which is said before any is taken.
+            DataError: Arrays do not fit each other, are not finite (logits: anywhere), or do not
+                sum to one; or the filters would take more memory than allowed, which is said
+                before they are built.
         """
         self._check(probabilities, image, spacing, roi=roi, ignore=ignore)
         if logits:
             checks.finite("logits", probabilities)
+            probabilities = np.asarray(probabilities, np.float32, order="C")
         region = Region.of(_mask(roi, ignore), probabilities.shape[1:])
         found = None
         if len(region.index):
@@ -185,7 +187,8 @@ class DenseCRF3D:
     def _run(self, problem: Problem) -> Array:
         if self._is_exact:
             return engines.exact(problem, self._settings)
-        way = engines.choose(problem, self._settings, self._memory)
+        uses_torch = self._device is not None
+        way = engines.choose(problem, self._settings, self._memory, uses_torch)
         return engines.run(problem, self._settings, way, self._device)
 
     def _problem(
@@ -237,7 +240,7 @@ def _mask(roi: Array | None, ignore: Array | None) -> Array | None:
 
 
 def _softmax(logits: Array) -> Array:
-    shares = np.exp(np.asarray(logits, np.float32, order="C") - logits.max(0))
+    shares = np.exp(logits - logits.max(0))
     shares /= shares.sum(0)
     softmax: Array = shares
     return softmax

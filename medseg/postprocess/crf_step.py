@@ -40,6 +40,7 @@ class CRF:
     """
 
     needs_probabilities = True
+    gives_probabilities = True
 
     def __init__(  # noqa: PLR0913, PLR0917  (its options)
         self,

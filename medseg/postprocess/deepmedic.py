@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from medseg.errors import ConfigError
 
 _LEVELS = 254.0
@@ -68,7 +70,7 @@ def from_deepmedic(
     if not low < high:
         raise ConfigError(f"intensity_range must rise, got {intensity_range}", ("intensity_range",))
     level = (high - low) / _LEVELS
-    steps = intensities if isinstance(intensities, Sequence) else (intensities,)
+    steps = np.atleast_1d(np.asarray(intensities, np.float64)).tolist()
     deviations = tuple(n * level for n in steps)
     return {
         "spatial_mm": tuple(n * mm for n, mm in zip(positions, spacing, strict=True)),

@@ -1,7 +1,7 @@
 """Postprocessors that decide anew from the class probabilities.
 
 They read probabilities, not labels: what an earlier step did to labels alone is lost, so they come
-before steps on components.
+before steps on components; and those that give probabilities, before those that give labels alone.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class PriorCorrection:
     """
 
     needs_probabilities = True
+    gives_probabilities = True
     tunable: ClassVar[dict[str, tuple[Any, ...]]] = {
         "log_odds": (-3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,8 +17,8 @@ class Protected:
     """A postprocessor that leaves the masks of some classes exactly as they were.
 
     A voxel's change from label a to b is undone unless each of these classes, which may overlap,
-    holds both labels or neither. The probabilities are what the step made of them: where a change
-    was undone, the label is not the likeliest any more.
+    holds both labels or neither. There the probabilities, too, become again what they were, or a
+    later step that decides from them would make the change after all.
 
     Args:
         step: The postprocessor.
@@ -42,4 +43,8 @@ class Protected:
         """Take the step, and undo what it did to the protected classes."""
         after = self.step(prediction)
         is_free = self._kind[after.labels] == self._kind[prediction.labels]
-        return after.with_labels(np.where(is_free, after.labels, prediction.labels))
+        labels = np.where(is_free, after.labels, prediction.labels)
+        shares, earlier = after.probabilities, prediction.probabilities
+        if shares is not None and earlier is not None and shares is not earlier:
+            shares = np.where(is_free, shares, earlier)
+        return replace(after, labels=labels, probabilities=shares)

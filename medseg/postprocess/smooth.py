@@ -32,6 +32,7 @@ class SmoothSurface:
     """
 
     needs_probabilities = True
+    gives_probabilities = True
     tunable: ClassVar[dict[str, tuple[Any, ...]]] = {"mm": (0.5, 1.0, 1.5, 2.0, 3.0)}
 
     def __init__(

@@ -30,8 +30,10 @@ def grid(name: str, given: Options, fixed: Options, classes: int) -> list[Candid
         classes: Of the model, background included.
 
     Raises:
-        ConfigError: It is unknown, or refuses every combination.
+        ConfigError: It is unknown, refuses every combination, or what is fixed is none of its
+            options but of its entry in the config.
     """
+    _refuse_keys(name, fixed)
     base = {**defaults(name), **given, **fixed}
     rows = {
         option: _row(values, base.get(option))
@@ -70,6 +72,22 @@ def component(name: str) -> Any:
     """The class of a postprocessor, or of what a preset stands for."""
     found = POSTPROCESSORS.get(name)
     return getattr(found, "func", found)
+
+
+def _refuse_keys(name: str, fixed: Options) -> None:
+    """Keys of an entry in `postprocess` that are not the postprocessor's own options."""
+    if "name" in fixed:
+        raise ConfigError(
+            f"'name' is no option of {name}: what is tuned is the word after `medseg tune`",
+            ("name",),
+        )
+    if "protect" in fixed:
+        raise ConfigError(
+            f"'protect' is no option of {name}: the gate protects what does not surely improve; "
+            f"to protect a class in any case, name it in the entry of {name} in the config's "
+            f"`postprocess`, as in `- {{name: {name}, protect: [CLASS]}}`",
+            ("protect",),
+        )
 
 
 def _row(values: Values, base: Any) -> list[tuple[int, Any]]:

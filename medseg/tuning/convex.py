@@ -31,7 +31,7 @@ class Sample:
     """Voxels of one case.
 
     Args:
-        features: (N, C, 3) float64, log p, S and A of each class.
+        features: (3, C, N) float64, contiguous: log p, S and A of each class.
         truth: (N,) class indices.
         weights: (N,), of sum 1.
     """
@@ -58,18 +58,16 @@ def cross_entropy(parameters: Array, samples: Sequence[Sample]) -> tuple[float, 
     """Mean over cases of the weighted cross-entropy in nats, and its gradient (3,)."""
     total, gradient = 0.0, np.zeros(3)
     for sample in samples:
-        voxels, classes, _ = sample.features.shape
-        flat = sample.features.reshape(-1, 3)
-        logits = (flat @ parameters).reshape(voxels, classes)
-        logits -= logits.max(1, keepdims=True)
-        rows = np.arange(voxels)
-        chosen = logits[rows, sample.truth]
+        logits = np.tensordot(parameters, sample.features, 1)
+        logits -= logits.max(0)
+        voxels = np.arange(logits.shape[1])
+        chosen = logits[sample.truth, voxels]
         shares = np.exp(logits, out=logits)
-        sums = shares.sum(1)
+        sums = shares.sum(0)
         total += float(sample.weights @ (np.log(sums) - chosen))
-        shares *= (sample.weights / sums)[:, None]
-        shares[rows, sample.truth] -= sample.weights
-        gradient += shares.ravel() @ flat
+        shares *= sample.weights / sums
+        shares[sample.truth, voxels] -= sample.weights
+        gradient += sample.features.reshape(3, -1) @ shares.ravel()
     return total / len(samples), gradient / len(samples)
 
 

@@ -163,7 +163,7 @@ def samples(
     made = []
     for step in steps:
         spatial, appearance = step.crf.messages(probabilities, image, prediction.spacing, region)
-        features = np.stack([logs, _at(spatial, place), _at(appearance, place)], -1, dtype=float)
+        features = np.stack([logs, _at(spatial, place), _at(appearance, place)], dtype=float)
         made.append(Sample(features, truth.ravel()[place], weights))
     return made
 
@@ -191,8 +191,8 @@ def _border(labels: Array) -> Array:
 
 
 def _at(maps: Array, place: Array) -> Array:
-    """(C, I, J, K) at flat voxel indices, as (N, C)."""
-    return maps.reshape(len(maps), -1)[:, place].T
+    """(C, I, J, K) at flat voxel indices, as (C, N)."""
+    return maps.reshape(len(maps), -1).take(place, 1)  # contiguous, as [:, place] is not
 
 
 def _times(value: Any, factor: float) -> Any:

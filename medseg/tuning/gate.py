@@ -1,7 +1,9 @@
 """The gate: a step enters a model only if it surely improved cases that did not choose its options.
 
 Sure means: the 95 % percentile bootstrap interval of the mean paired difference, over cases, lies
-above zero (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13).
+above zero (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13), and a
+sign-flip test of that mean agrees (Fisher 1935, The Design of Experiments, section 21). With few
+cases the interval alone is too narrow; the test holds its level there.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ from medseg.volumes.image import Array
 
 DRAWS = 10_000
 BOUNDS = (2.5, 97.5)
-FEWEST = 3
-"""With fewer cases nothing passes: two that agree by chance would look certain."""
+LEVEL = 0.025  # of the sign-flip test, one-sided: that of the interval's lower bound
+FEWEST = 6
+"""With fewer cases nothing passes: five that agree do so by chance once in 2^5, above `LEVEL`."""
+MOST_EXACT = 12  # cases of which every combination of signs is tried, 4,096 at most
+_TIE = 1e-12  # of the largest difference: sums of the same numbers differ by rounding
 
 
 def interval(differences: Array, seed: int) -> Interval | None:
@@ -39,10 +44,37 @@ def interval(differences: Array, seed: int) -> Interval | None:
     return float(known.mean()), float(low), float(high)
 
 
+def chance(differences: Array, seed: int) -> float:
+    """How often signs thrown at random would give a mean at least as high: the sign-flip test.
+
+    Exact for differences that are symmetric about zero where the step does nothing.
+
+    Args:
+        differences: (I,), after minus before of each case, none NaN.
+        seed: Of the `DRAWS` throws, where there are more than `MOST_EXACT` cases; up to there all
+            combinations are counted.
+
+    Returns:
+        The one-sided p value.
+    """
+    cases = differences.size
+    if cases <= MOST_EXACT:
+        flipped = np.arange(2**cases)[:, None] >> np.arange(cases) & 1
+    else:
+        flipped = np.random.default_rng(seed).integers(2, size=(DRAWS, cases))
+        flipped[0] = 0  # what was seen is one of the possible throws
+    sums = (1 - 2 * flipped) @ differences
+    tie = _TIE * cases * np.abs(differences).max(initial=0)
+    return float((sums >= differences.sum() - tie).mean())
+
+
 def passes(differences: Array, seed: int) -> bool:
-    """Whether the lower bound is above zero, with at least `FEWEST` cases that say something."""
-    found = interval(differences, seed)
-    return found is not None and found[1] > 0 and int((~np.isnan(differences)).sum()) >= FEWEST
+    """Whether the gain is sure, by interval and test, with `FEWEST` cases that say something."""
+    known = differences[~np.isnan(differences)]
+    if known.size < FEWEST or chance(known, seed) >= LEVEL:
+        return False
+    found = interval(known, seed)
+    return found is not None and found[1] > 0
 
 
 @dataclass(frozen=True, eq=False)

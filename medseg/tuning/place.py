@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from medseg.config.schema import PostprocessorSpec
-from medseg.inference.steps import build, entries
-from medseg.networks.checkpoint import Checkpoint, Tuned
+from medseg.inference.steps import build, component, entries, own, place
+from medseg.networks.checkpoint import Checkpoint
 from medseg.postprocess.prediction import Prediction, Step
 from medseg.tuning.result import Candidate, Options
 from medseg.volumes.dataset import Labels
@@ -19,11 +19,14 @@ class Place:
 
     Args:
         name: The postprocessor.
-        given: Its options in the config.
+        given: Its options in the config, be it under the name of a preset.
         protect: Classes that the config protects from it.
         earlier: The model's steps before it.
         later: Those after it.
         labels: What the labels mean.
+        in_config: The config's own entry of the same component, which runs by itself if the step is
+            rejected: its name. None: there is none.
+        was_accepted: Whether the model holds the step from an earlier tuning.
     """
 
     name: str
@@ -32,20 +35,23 @@ class Place:
     earlier: tuple[Step, ...]
     later: tuple[Step, ...]
     labels: Labels
+    in_config: str | None = None
+    was_accepted: bool = False
 
     @classmethod
     def find(cls, checkpoint: Checkpoint, name: str) -> Place:
         """Find where prediction would put the step, whether the model has it already or not."""
-        plain = PostprocessorSpec(name=name)
-        own = next((e for e in checkpoint.config.postprocess if e.name == name), plain)
-        others = tuple(tuned for tuned in checkpoint.tuned if tuned.name != name)
-        this = Tuned(name, {}, (), True, {})
-        sequence = entries(replace(checkpoint, tuned=(*others, this)))
-        at = [entry.name for entry in sequence].index(name)
-        labels = checkpoint.labels
+        kind, labels = component(name), checkpoint.labels
+        others = tuple(tuned for tuned in checkpoint.tuned if component(tuned.name) != kind)
+        sequence = entries(replace(checkpoint, tuned=others))
+        configured, at = own(sequence, name), place(sequence, name)
         earlier = tuple(build(entry, labels) for entry in sequence[:at])
-        later = tuple(build(entry, labels) for entry in sequence[at + 1 :])
-        return cls(name, own.model_extra or {}, own.protect, earlier, later, labels)
+        later = tuple(build(entry, labels) for entry in sequence[at + bool(configured) :])
+        in_config = configured.name if configured else None
+        held = any(tuned.name == name and tuned.accepted for tuned in checkpoint.tuned)
+        configured = configured or PostprocessorSpec(name=name)
+        given, protect = configured.model_extra or {}, configured.protect
+        return cls(name, given, protect, earlier, later, labels, in_config, held)
 
     def before(self, prediction: Prediction) -> Prediction:
         """Take the earlier steps."""
@@ -53,11 +59,11 @@ class Place:
 
     def onwards(self, candidate: Candidate, protect: Sequence[str]) -> Step:
         """The step with these options, unless it is left out, and the later ones."""
-        own = []
+        first = []
         if candidate is not None:
             entry = PostprocessorSpec(name=self.name, protect=tuple(protect), **candidate)
-            own.append(build(entry, self.labels))
-        return lambda prediction: _applied([*own, *self.later], prediction)
+            first.append(build(entry, self.labels))
+        return lambda prediction: _applied([*first, *self.later], prediction)
 
 
 def _applied(steps: Sequence[Step], prediction: Prediction) -> Prediction:

@@ -19,7 +19,7 @@ from medseg.evaluation.overlay import (
 from medseg.evaluation.report_tables import COLUMNS, row, table, text
 from medseg.tuning import report_figures as figures
 from medseg.tuning import report_words as words
-from medseg.tuning.gate import FEWEST
+from medseg.tuning.gate import FEWEST, LEVEL
 from medseg.tuning.result import MEAN, CaseResult, Result
 
 WORST, BEST = 6, 3  # cases drawn
@@ -60,8 +60,12 @@ def write(path: Path, result: Result, view: Callable[[str], CaseView]) -> None:
         page.section("How it was decided", page.card(f"<p>{_decided(result)}</p>")),
         page.section("What to do next", page.facts(_next(result))),
     ]
-    title = f"Tuning of {result.name}: {'accepted' if result.accepted else 'stays off'}"
-    files.write_text(path, page.page(title, "".join(sections), _STYLE))
+    files.write_text(path, page.page(_title(result), "".join(sections), _STYLE))
+
+
+def _title(result: Result) -> str:
+    off = "rejected" if result.still_runs else "stays off"
+    return f"Tuning of {result.name}: {'accepted' if result.accepted else off}"
 
 
 def _verdict(result: Result) -> str:
@@ -97,7 +101,7 @@ def _sure(result: Result, score: str) -> str:
     )
     return (
         f"Change of the {score} on cases that had no say in the options, with its 95 % interval: "
-        f"blue surely better, orange surely worse, grey neither.{kept}"
+        f"blue wholly above zero, orange wholly below, grey neither.{kept}"
     )
 
 
@@ -206,7 +210,12 @@ def _final(options: Mapping[str, Any] | None, result: Result) -> str:
 
 
 def _decided(result: Result) -> str:
-    return _DECIDED.format(count=len(result.cases), fewest=FEWEST, minutes=_minutes(result.seconds))
+    return _DECIDED.format(
+        count=len(result.cases),
+        fewest=FEWEST,
+        level=f"{LEVEL:.1%}".replace("%", " %"),
+        minutes=_minutes(result.seconds),
+    )
 
 
 def _minutes(seconds: float) -> str:
@@ -215,6 +224,8 @@ def _minutes(seconds: float) -> str:
 
 def _next(result: Result) -> dict[str, str]:
     usual = f"predicts {'with' if result.accepted else 'without'} it, as decided here"
+    if result.still_runs:
+        usual = "predicts with the config's own options of it, until it leaves `postprocess`"
     if result.name != "crf":
         return {"medseg predict -m RUN …": usual}
     return {
@@ -240,10 +251,11 @@ _DECIDED = (
     "Each of the {count} cases was left out once: the options were chosen on the others, the "
     "simplest candidate within one standard error of the best, and judged on the one left out. "
     "The intervals come from drawing the cases anew 10,000 times (percentile bootstrap of the "
-    "paired differences). A class passes if its interval lies wholly above zero, with at least "
-    "{fewest} cases; if some pass, the others are protected. The step is accepted if the mean of "
-    "the classes that passed, with the others protected, lies surely above zero too, and all "
-    "cases together did not choose to leave it out. It took {minutes}."
+    "paired differences). A class passes if its interval lies wholly above zero, and signs thrown "
+    "at random give so high a mean in fewer than {level} of all throws (sign-flip test over the "
+    "cases), with at least {fewest} cases; if some pass, the others are protected. The step is "
+    "accepted if the mean of the classes that passed, with the others protected, passes too, and "
+    "all cases together did not choose to leave it out. It took {minutes}."
 )
 _STYLE = """
 .verdict { font-size: 18px; margin: 0 0 16px; border-left: 5px solid #e69f00;

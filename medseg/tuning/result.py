@@ -55,7 +55,8 @@ class Result:
         protect: Classes whose masks the step may not change, since it did not surely improve them;
             empty too where no class passed.
         accepted: Whether the step now is part of the model.
-        verdict: All of it in one or two sentences.
+        still_runs: Rejected, but in the config's own `postprocess`, and so run with its options.
+        verdict: All of it in a few sentences.
         score_name: "dice", "iou", "nsd" or "lesion_f1"; higher is better, 1 is perfect.
         classes: Names, in the order of the config.
         cases: In natural order of their ids.
@@ -73,6 +74,7 @@ class Result:
     default_options: Options
     protect: tuple[str, ...]
     accepted: bool
+    still_runs: bool
     verdict: str
     score_name: str
     classes: tuple[str, ...]

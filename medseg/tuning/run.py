@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,9 @@ def tune(
 ) -> Result:
     """Tune a postprocessor on cases that did not train, and put it into the model if it helps.
 
-    Writes `NAME.json` and `NAME.html` into the folder, then the result, accepted or not, into the
-    model file. A failure before that leaves the model as it is.
+    Writes the result, accepted or not, into the model file, in place of an earlier one of the same
+    name; then `NAME.json` and `NAME.html` into the folder, which never tell of what the model does
+    not hold. A failure before leaves model and folder as they are.
 
     Args:
         predictor: The model.
@@ -86,9 +88,13 @@ def tune(
     try:
         tuning.predict(labelled)
         result = replace(tuning.result(), seconds=time.monotonic() - start)
-        write_json(folder / f"{request.name}.json", asdict(result))
-        report.write(folder / f"{request.name}.html", result, tuning.view(result))
         set_tuned(model, _entry(result))
+        about, page = (folder / f"{request.name}.{kind}" for kind in ("json", "html"))
+        with suppress(OSError):  # what cannot be removed cannot be replaced: that says why
+            about.unlink(missing_ok=True)
+            page.unlink(missing_ok=True)
+        write_json(about, asdict(result))
+        report.write(page, result, tuning.view(result))
     finally:
         shutil.rmtree(folder / "cache", ignore_errors=True)
     return result
@@ -127,7 +133,8 @@ class _Tuning:
         """Try, choose and judge."""
         request, classes = self._request, tuple(self._labels.classes)
         propose = self._proposer()
-        chosen = leave_one_out(propose, self._trials)
+        is_silent = request.quiet or not isinstance(propose, CrfFit)
+        chosen = leave_one_out(propose, self._trials, quiet=is_silent)
 
         def held_out(protect: Sequence[str]) -> Array:
             return self._trials.pairs(list(enumerate(chosen)), protect)
@@ -141,7 +148,8 @@ class _Tuning:
             default_options=defaults(request.name),
             protect=found.protect,
             accepted=accepted,
-            verdict=verdict(request.name, request.score, found, accepted),
+            still_runs=not accepted and self._place.in_config is not None,
+            verdict=verdict(self._place, request.score, found, accepted),
             score_name=request.score,
             classes=classes,
             cases=_cases(self._store.ids, classes, found, chosen),

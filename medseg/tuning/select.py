@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from medseg.console import track
 from medseg.tuning.result import Candidate
 from medseg.tuning.trials import Trials
 from medseg.volumes.image import Array
@@ -37,11 +38,21 @@ def choose(scores: Array) -> int:
     return int((loss.mean(1) <= spread / np.sqrt(cases)).argmax())
 
 
-def leave_one_out(propose: Propose, trials: Trials) -> list[Candidate]:
-    """For each case the candidate that the other cases choose."""
+def leave_one_out(propose: Propose, trials: Trials, *, quiet: bool = False) -> list[Candidate]:
+    """For each case the candidate that the other cases choose.
+
+    Args:
+        propose: Asked once for each case left out.
+        trials: Scores what it proposes.
+        quiet: Show no progress of the proposals.
+    """
     every = range(trials.cases)
     folds = [[n for n in every if n != left_out] for left_out in every]
-    proposed = [propose(fold) for fold in folds]
+    proposed = []
+    with track("Fit", trials.cases, quiet=quiet) as tick:
+        for fold in folds:
+            proposed.append(propose(fold))
+            tick()
     pairs = zip(folds, proposed, strict=True)
     trials.run((n, candidate) for fold, offer in pairs for candidate in offer for n in fold)
     return [

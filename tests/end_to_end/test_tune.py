@@ -130,6 +130,8 @@ def test_what_cannot_be_tuned(run: Path, tmp_path: Path, cli: Cli) -> None:
         (("min_volum", "-m", run), "did you mean 'min_volume'"),
         (("min_volume", "-m", run, "--score", "dise"), "did you mean 'dice'"),
         (("min_volume", "-m", run, "mm=3"), "did you mean 'mm3'"),
+        (("min_volume", "-m", run, "name=fill_holes"), "'name' is no option of min_volume"),
+        (("min_volume", "-m", run, "protect=[lesion]"), "'protect' is no option of min_volume"),
         (("min_volume", "-m", run, "data.pat=3"), "did you mean 'path'"),
         (("min_volume", "-m", run, "mm3=[1"), "not valid YAML"),
         (("min_volume", "-m", tmp_path / "gone"), "not a readable model"),

@@ -48,8 +48,8 @@ def test_too_much_memory_is_said_before_it_is_taken(modalities: int, engine: Any
     arguments = scene(modalities, shape=(20, 20, 20))
     DenseCRF3D(engine=engine)(*scene(modalities))  # whatever is loaded and compiled is no memory
     told, taken = refused(arguments, memory_gib=1e-4, engine=engine)
-    assert re.match(r"CRF: would take 0\.\d GiB beside its input, but memory_gib is 0.0001", told)
-    assert "allow more, or take larger deviations, a smaller roi, fewer modalities" in told
+    assert re.match(r"CRF: would take 0\.\d+ GiB beside its input, but memory_gib is 0.0001", told)
+    assert "allow more, cut outliers of the image, or take larger deviations" in told
     size = sum(array.nbytes for array in arguments[:2])
     assert taken < 6 * size
     assert peak(DenseCRF3D(engine="numba"), arguments) > 2 * taken
@@ -62,7 +62,7 @@ def test_a_few_far_voxels_make_no_huge_grid(modalities: int) -> None:
     image[:, 0, 0, 0] = 1e5
     if modalities < 3:
         told, taken = refused([shares, image, spacing], appearance_intensity=1e-3)
-        assert re.search(r"would take \d{2,}\.\d GiB", told)
+        assert re.search(r"would take (\d{2,}|[\d.]+e\+\d+)", told)
         assert taken < 1e6
     else:  # a lattice takes as much whatever they are
         assert np.isfinite(DenseCRF3D(appearance_intensity=1e-3)(shares, image, spacing)).all()

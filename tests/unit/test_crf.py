@@ -139,14 +139,15 @@ def test_what_has_not_moved_need_not_be_sent(options: dict[str, Any], sure: floa
         assert not np.array_equal(delta, full)  # some were not sent
 
 
-@pytest.mark.parametrize("costs", [
-    None,
-    [[0, 0.5, 0.5], [0.5, 0, 1], [0.5, 1, 0]],
+@pytest.mark.parametrize("costs, weights", [
+    (None, (3, 3)),
+    ([[0, 0.5, 0.5], [0.5, 0, 1], [0.5, 1, 0]], (3, 3)),
+    ([[0, 9, 9], [9, 0, 9], [9, 9, 0]], (1, 1)),
 ])  # fmt: skip
-def test_a_sure_voxel_hears_the_others(costs: Any) -> None:
+def test_a_sure_voxel_hears_the_others(costs: Any, weights: Any) -> None:
     """How sure it may be before it is left alone depends on what they can do to it."""
     image = np.zeros((1, *SHAPE), np.float32)
-    options = {"compatibility": costs, "weights": (3, 3)}
+    options = {"compatibility": costs, "weights": weights}
     for lead in range(6, 14):
         logits = np.zeros((3, *SHAPE), np.float32)
         logits[2] = 20

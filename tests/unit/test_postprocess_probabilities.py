@@ -14,9 +14,7 @@ from scipy.spatial.transform import Rotation
 from medseg import plugins
 from medseg.errors import ConfigError
 from medseg.postprocess.prediction import Prediction
-from medseg.postprocess.protect import Protected
 from medseg.registry import POSTPROCESSORS
-from medseg.volumes.dataset import Labels
 
 plugins.load()
 
@@ -262,50 +260,26 @@ def test_impossible_options_are_refused(spec: dict[str, Any], path: tuple[Any, .
     assert caught.value.path == path
 
 
-# Protected classes
-
-LABELS = Labels({"whole": (1, 2, 4), "core": (1, 4), "enhancing": (4,)})  # classes 1, 2, 3
+# What they say of themselves
 
 
 @pytest.mark.parametrize(
-    "protect, allowed",
+    "name, options",
     [
-        (["whole"], {(1, 2), (1, 3), (2, 3)}),
-        (["core"], {(0, 2), (1, 3)}),
-        (["enhancing"], {(0, 1), (0, 2), (1, 2)}),
-        (["whole", "enhancing"], {(1, 2)}),
-        (["whole", "core", "enhancing"], set()),
+        ("crf", {}),
+        ("prior_correction", {"log_odds": 1.0}),
+        ("smooth_surface", {}),
+        ("hysteresis", {}),
+        ("regions", {"regions": ((1, 2),)}),
+        ("min_volume", {"mm3": 10.0}),
+        ("largest_component", {}),
+        ("fill_holes", {}),
     ],
 )
-def test_changes_that_touch_a_protected_class_are_undone(
-    protect: list[str], allowed: set[tuple[int, int]]
+def test_steps_say_whether_they_give_probabilities(
+    name: str, options: dict[str, Any], rng: np.random.Generator
 ) -> None:
-    old, new = (grid.astype(np.uint8)[:, :, None] for grid in np.mgrid[:4, :4])
-    shares = np.full((4, 4, 4, 1), 0.25, np.float32)
-    step = Protected(lambda p: p.with_probabilities(shares).with_labels(new), protect, LABELS)
-    given = Prediction(old, np.zeros((1, 4, 4, 1), np.float32), AFFINE)
-    out = step(given)
-    free = (old == new) | np.isin(
-        4 * np.minimum(old, new) + np.maximum(old, new), [4 * a + b for a, b in allowed]
-    )
-    np.testing.assert_array_equal(out.labels, np.where(free, new, old))
-    assert out.labels.dtype == np.uint8
-    assert out.probabilities is shares
-    for name in protect:
-        values = LABELS.classes[name]
-        np.testing.assert_array_equal(
-            np.isin(LABELS.to_values(out.labels), values), np.isin(LABELS.to_values(old), values)
-        )
-
-
-def test_a_protected_step_needs_what_it_needs() -> None:
-    for name, needs in (("hysteresis", True), ("fill_holes", False)):
-        step = POSTPROCESSORS.build({"name": name}, classes=4)
-        assert Protected(step, ["core"], LABELS).needs_probabilities is needs
-
-
-def test_only_classes_that_exist_can_be_protected() -> None:
-    step = POSTPROCESSORS.build({"name": "fill_holes"}, classes=4)
-    with pytest.raises(ConfigError, match="unknown class 'cor'; did you mean 'core'") as caught:
-        Protected(step, ["cor"], LABELS)
-    assert caught.value.path == ("protect",)
+    given = prediction(smooth_noise(rng, 3))
+    step = POSTPROCESSORS.build({"name": name, **options}, classes=3)
+    gives = step(given).probabilities is not given.probabilities
+    assert getattr(step, "gives_probabilities", False) is gives

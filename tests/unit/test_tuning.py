@@ -21,7 +21,7 @@ from medseg.inference.steps import entries
 from medseg.networks import checkpoint
 from medseg.networks.checkpoint import Checkpoint, Tuned
 from medseg.postprocess.prediction import Prediction
-from medseg.tuning import report
+from medseg.tuning import report, run
 from medseg.tuning.result import Result
 from medseg.tuning.run import Request, tune
 from medseg.volumes.dataset import IGNORE_INDEX, Case, Channel, Labels
@@ -121,14 +121,14 @@ def blob_with_specks(
 def test_a_step_that_helps_becomes_part_of_the_model(
     tuned: Callable[..., Result], tmp_path: Path
 ) -> None:
-    cases = [blob_with_specks(n, 10 + 5 * n) for n in range(4)]
+    cases = [blob_with_specks(n, 10 + 5 * n) for n in range(6)]
     result = tuned(cases, with_page=True)
     assert result.accepted
     assert result.options == {"mm3": 3.0}  # the least of those that remove single voxels
     assert result.protect == ("spots",)  # nothing is known of what no case has
-    before = [2 * 384 / (2 * 384 + 10 + 5 * n) for n in range(4)]
+    before = [2 * 384 / (2 * 384 + 10 + 5 * n) for n in range(6)]
     assert [case.before["core"] for case in result.cases] == pytest.approx(before)
-    assert [case.after["core"] for case in result.cases] == [1.0] * 4
+    assert [case.after["core"] for case in result.cases] == [1.0] * 6
     assert all(case.before["spots"] is None for case in result.cases)
     assert "spots" not in result.intervals
     entry = stored(tmp_path)
@@ -142,7 +142,7 @@ def test_a_step_that_helps_becomes_part_of_the_model(
 def test_a_step_that_harms_is_stored_as_rejected_and_changes_nothing(
     tuned: Callable[..., Result], tmp_path: Path
 ) -> None:
-    result = tuned([blob_with_specks(n, 20, truly=True) for n in range(4)])
+    result = tuned([blob_with_specks(n, 20, truly=True) for n in range(6)])
     assert not result.accepted
     assert result.intervals["mean"] == (0, 0, 0)
     assert all(case.chosen is None for case in result.cases)
@@ -154,7 +154,7 @@ def test_a_step_that_harms_is_stored_as_rejected_and_changes_nothing(
 
 
 def test_a_class_that_loses_is_protected(tuned: Callable[..., Result], tmp_path: Path) -> None:
-    cases = [blob_with_specks(n, 55, spots=2) for n in range(5)]
+    cases = [blob_with_specks(n, 55, spots=2) for n in range(6)]
     for pair in cases:
         for labels in pair:
             labels[1:4, 16:19, 2:5] = 2  # beside two spots, which are true but as small as specks
@@ -169,11 +169,11 @@ def test_a_class_that_loses_is_protected(tuned: Callable[..., Result], tmp_path:
     assert (entry.protect, entry.options) == (("spots",), {"mm3": 3.0, "together": False})
 
 
-def test_two_cases_are_never_enough(tuned: Callable[..., Result]) -> None:
-    result = tuned([blob_with_specks(n, 30) for n in range(2)])
+def test_five_cases_are_never_enough(tuned: Callable[..., Result]) -> None:
+    result = tuned([blob_with_specks(n, 30) for n in range(5)])
     assert not result.accepted
     assert result.intervals["core"][1] > 0
-    assert "3 cases are needed" in result.verdict
+    assert "6 cases are needed" in result.verdict
 
 
 def test_ignored_voxels_do_not_count(tuned: Callable[..., Result]) -> None:
@@ -186,29 +186,29 @@ def test_ignored_voxels_do_not_count(tuned: Callable[..., Result]) -> None:
 
 def test_false_alarms_in_healthy_cases_count(tuned: Callable[..., Result]) -> None:
     """A class that the truth lacks: to lose its false alarm is to go from 0 to 1."""
-    cases = [blob_with_specks(n, 5) for n in range(4)]
+    cases = [blob_with_specks(n, 5) for n in range(6)]
     cases = [(np.where(t == 1, 0, p).astype(np.uint8), np.zeros_like(t)) for p, t in cases]
     result = tuned(cases)
-    assert [(case.before["core"], case.after["core"]) for case in result.cases] == [(0, 1)] * 4
+    assert [(case.before["core"], case.after["core"]) for case in result.cases] == [(0, 1)] * 6
     assert result.accepted
 
 
 def test_what_the_model_does_already_is_part_of_both_sides(tuned: Callable[..., Result]) -> None:
     """The specks are gone before the step that is tuned: nothing is left for it to gain."""
-    cases = [blob_with_specks(n, 30) for n in range(4)]
+    cases = [blob_with_specks(n, 30) for n in range(6)]
     before = Tuned("min_volume", {"mm3": 10.0}, (), True, {})
     result = tuned(cases, "largest_component", (before,))
-    assert [case.before["core"] for case in result.cases] == [1.0] * 4
+    assert [case.before["core"] for case in result.cases] == [1.0] * 6
     assert not result.accepted
     assert tuned(cases, "largest_component").accepted
     later = (PostprocessorSpec(name="min_volume"), PostprocessorSpec(name="largest_component"))
-    assert [case.before["core"] for case in tuned(cases, postprocess=later).cases] == [1.0] * 4
+    assert [case.before["core"] for case in tuned(cases, postprocess=later).cases] == [1.0] * 6
     rejected = replace(before, accepted=False)
     assert tuned(cases, "largest_component", (rejected,)).accepted
 
 
 def test_the_configs_own_options_are_where_the_search_starts(tuned: Callable[..., Result]) -> None:
-    cases = [blob_with_specks(n, 30) for n in range(4)]
+    cases = [blob_with_specks(n, 30) for n in range(6)]
     given = PostprocessorSpec(name="min_volume", protect=("spots",), mm3=30.0, connectivity=6)
     result = tuned(cases, postprocess=(given,))
     assert result.candidates[0][0] is None
@@ -216,18 +216,65 @@ def test_the_configs_own_options_are_where_the_search_starts(tuned: Callable[...
     assert result.options == {"mm3": 30.0, "connectivity": 6}
     assert result.protect == ("spots",)
     assert result.cases[0].before["core"] != 1  # without the step, though the config has it
+    assert not result.still_runs
 
 
-def test_a_failure_leaves_the_model_as_it_was(
+HARMED = [blob_with_specks(n, 20, truly=True) for n in range(6)]
+
+
+def test_a_rejected_step_of_the_config_is_told_to_run_on(
+    tuned: Callable[..., Result], tmp_path: Path
+) -> None:
+    given = PostprocessorSpec(name="min_volume", mm3=30.0)
+    result = tuned(HARMED, postprocess=(given,))
+    assert (result.accepted, result.still_runs) == (False, True)
+    told = "The config's own min_volume still runs; take it out of `postprocess` to switch it off."
+    assert result.verdict.endswith(told)
+    assert json.loads((tmp_path / "tuning" / "min_volume.json").read_text())["still_runs"] is True
+    other = PostprocessorSpec(name="largest_component")
+    assert not tuned(HARMED, postprocess=(other,)).still_runs
+
+
+def test_what_was_accepted_earlier_is_told_to_be_taken_out(
+    tuned: Callable[..., Result], tmp_path: Path
+) -> None:
+    earlier = Tuned("min_volume", {"mm3": 10.0}, (), True, {})
+    verdict = tuned(HARMED, before=(earlier,)).verdict
+    assert verdict.endswith("The min_volume that was accepted earlier was taken out of the model.")
+    assert "as before" not in verdict
+    assert not stored(tmp_path).accepted
+    for before in (replace(earlier, accepted=False), Tuned("fill_holes", {}, (), True, {})):
+        assert tuned(HARMED, before=(before,)).verdict.endswith("The model predicts as before.")
+
+
+def test_the_page_never_tells_of_what_the_model_does_not_hold(
     tuned: Callable[..., Result], untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def broken(*given: object) -> None:
+        raise DataError("model", "cannot be written")
+
+    monkeypatch.setattr(run, "set_tuned", broken)
+    with pytest.raises(DataError, match="cannot be written"):
+        tuned([blob_with_specks(n, 30) for n in range(6)], with_page=True)
+    assert (tmp_path / "model.safetensors").read_bytes() == untouched.read_bytes()
+    assert list((tmp_path / "tuning").iterdir()) == []
+
+
+def test_an_older_page_goes_when_the_new_one_cannot_be_written(
+    tuned: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned(HARMED, with_page=True)
+    page = tmp_path / "tuning" / "min_volume.html"
+    assert page.exists()
+
     def broken(*given: object) -> None:
         raise DataError("page", "cannot be written")
 
     monkeypatch.setattr(report, "write", broken)
     with pytest.raises(DataError, match="cannot be written"):
-        tuned([blob_with_specks(n, 30) for n in range(3)])
-    assert (tmp_path / "model.safetensors").read_bytes() == untouched.read_bytes()
+        tuned([blob_with_specks(n, 30) for n in range(6)])
+    assert stored(tmp_path).accepted
+    assert not page.exists()
     assert not (tmp_path / "tuning" / "cache").exists()
 
 
@@ -239,6 +286,8 @@ def test_what_cannot_be_tuned(tuned: Callable[..., Result], tmp_path: Path) -> N
         tuned(cases, "min_volum")
     with pytest.raises(ConfigError, match="unknown option 'mm'; did you mean 'mm3'"):
         tuned(cases, mm=3)
+    with pytest.raises(ConfigError, match=r"protect a class .* in the config's `postprocess`"):
+        tuned(cases, protect=["core"])
     with pytest.raises(ConfigError, match="should be 6, 18 or 26, got 7"):
         tuned(cases, connectivity=7)
     assert not (tmp_path / "tuning").exists()

@@ -15,7 +15,8 @@ from medseg.errors import ConfigError
 from medseg.evaluation.scores import score_case
 from medseg.postprocess.prediction import Prediction, Step
 from medseg.tuning.candidates import MOST, grid, tunable
-from medseg.tuning.gate import Judgement, interval, judge, passes
+from medseg.tuning.gate import Judgement, chance, interval, judge, passes
+from medseg.tuning.place import Place
 from medseg.tuning.result import MEAN, Candidate, Interval
 from medseg.tuning.scoring import SCORES, Scorer
 from medseg.tuning.select import choose, leave_one_out
@@ -89,6 +90,15 @@ def test_no_case_has_a_say_in_its_own_options() -> None:
     assert proposed == trials.asked == folds
 
 
+def test_proposals_show_their_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*, quiet: bool) -> str:
+        leave_one_out(lambda cases: [None], Planted(np.ones((1, 3))), quiet=quiet)  # type: ignore
+        return capsys.readouterr().out
+
+    assert "Fit" in told(quiet=False)
+    assert told(quiet=True) == ""
+
+
 def test_the_interval_is_that_of_scipy() -> None:
     differences = np.random.default_rng(3).normal(0.02, 0.05, 12)
     found = interval(differences, 7)
@@ -105,13 +115,37 @@ def test_the_interval_is_that_of_scipy() -> None:
     assert interval(np.array([np.nan]), 7) is None
 
 
-def test_the_gate_wants_a_sure_gain_and_three_cases() -> None:
-    assert passes(np.array([0.1, 0.2, 0.3]), 0)
-    assert not passes(np.array([0.1, 0.2]), 0)
-    assert not passes(np.array([0.1, 0.2, np.nan]), 0)
-    assert not passes(np.array([0.1, 0.2, -0.3, 0.1]), 0)
+def test_the_gate_wants_a_sure_gain_and_six_cases() -> None:
+    gains = np.linspace(0.1, 0.2, 6)
+    assert passes(gains, 0)
+    assert passes(np.append(gains, np.nan), 0)
+    assert not passes(gains[:5], 0)
+    assert not passes(np.append(gains[:5], np.nan), 0)
+    assert not passes(np.append(gains[:5], -0.3), 0)
+    assert not passes(np.append(gains[:5], 0.0), 0)  # five that speak, one that says nothing
     assert not passes(np.zeros(9), 0)
     assert not passes(np.full(9, np.nan), 0)
+
+
+@pytest.mark.parametrize("cases", [2, 6, 12, 13, 40])
+def test_the_sign_flip_test_is_that_of_scipy(cases: int) -> None:
+    differences = np.random.default_rng(cases).normal(0.1, 0.3, cases)
+    theirs = stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", alternative="greater",
+        n_resamples=np.inf if cases <= 13 else 50_000, rng=np.random.default_rng(1),
+    )  # fmt: skip
+    ours = chance(differences, 5)
+    assert ours == pytest.approx(theirs.pvalue, abs=1e-12 if cases <= 12 else 0.015)
+    assert chance(differences, 5) == ours
+    assert chance(np.full(cases, 0.1), 0) == pytest.approx(2.0**-cases, abs=5e-4)
+
+
+def test_few_cases_pass_seldom_where_there_is_nothing_to_find() -> None:
+    """The interval alone passes one in ten of these."""
+    drawn = np.random.default_rng(4).normal(size=(500, 6))
+    assert np.mean([passes(differences, 0) for differences in drawn]) <= 0.04
+    found = [interval(differences, 0) for differences in drawn[:200]]
+    assert np.mean([bounds is not None and bounds[1] > 0 for bounds in found]) > 0.05
 
 
 def test_classes_are_judged_one_by_one_and_then_together() -> None:
@@ -164,6 +198,17 @@ def test_fixed_options_are_not_varied() -> None:
         None,
         {"mm3": 20.0, "together": False},
     ]
+
+
+def test_keys_of_the_configs_entry_are_no_options() -> None:
+    for key, value, told in (
+        ("name", "fill_holes", "'name' is no option of min_volume"),
+        ("protect", ["core"], "protect a class .* in the config's `postprocess`, as in"),
+        ("classes", 3, "classes"),
+    ):
+        with pytest.raises(ConfigError, match=told) as refused:
+            grid("min_volume", {}, {key: value}, 2)
+        assert refused.value.path == (key,)
 
 
 def test_combinations_that_make_no_sense_are_left_out() -> None:
@@ -276,7 +321,9 @@ def test_each_pair_is_scored_once_and_silent_classes_are_left_out(store: Store) 
         (8, (-0.004, -0.01, 0.001), False, False,
          "by -0.0040 (95 % -0.0100 to +0.0010), no sure gain. The model predicts as before."),
         (8, (0.01, 0.001, 0.02), True, False, "yet all cases together would leave it out."),
-        (2, (0.01, 0.001, 0.02), False, False, "3 cases are needed to tell gain from chance."),
+        (5, (0.01, 0.001, 0.02), False, False, "6 cases are needed to tell gain from chance."),
+        (8, (0.01, 0.001, 0.02), False, False, "yet no gain is beyond chance by the sign-flip"),
+        (8, (-0.01, -0.02, -0.001), False, False, "-0.0010), a sure loss. The model predicts"),
         (8, (0.0, 0.0, 0.0), False, False, "it changed none of 8 held-out cases."),
         (8, None, False, False, "none of 8 cases has a class to score"),
     ],
@@ -287,6 +334,27 @@ def test_the_verdict_in_words(
     scores = np.zeros((cases, 2))
     intervals = {} if mean is None else {MEAN: mean}
     found = Judgement(scores, scores, ("core",), intervals, passed)
-    said = verdict("crf", "dice", found, accepted)
+    said = verdict(place(), "dice", found, accepted)
     assert told in said
     assert said.startswith("crf is part" if accepted else "crf was rejected")
+
+
+@pytest.mark.parametrize("mean", [None, (0.0, 0.0, 0.0), (-0.01, -0.02, -0.001)])
+def test_the_verdict_says_what_runs_after_a_rejection(mean: Interval | None) -> None:
+    scores = np.zeros((8, 2))
+    found = Judgement(scores, scores, (), {} if mean is None else {MEAN: mean}, False)
+    out = " The crf that was accepted earlier was taken out of the model."
+    runs = " The config's own deepmedic still runs; take it out of `postprocess` to switch it off."
+    for where, told in (
+        (place(), ". The model predicts as before."),
+        (place(was_accepted=True), out),
+        (place(in_config="deepmedic"), runs),
+        (place(in_config="deepmedic", was_accepted=True), out + runs),
+    ):
+        said = verdict(where, "dice", found, accepted=False)
+        assert said.endswith(told)
+        assert said.count("as before") == told.count("as before")
+
+
+def place(in_config: str | None = None, *, was_accepted: bool = False) -> Place:
+    return Place("crf", {}, (), (), (), LABELS, in_config, was_accepted)

@@ -28,6 +28,7 @@ def cases(count: int, size: int, planted: Sequence[float] = PLANTED, seed: int =
         shares = np.exp(log_softmax(features @ np.array(planted), 1))
         truth = (rng.random((size, 1)) > shares.cumsum(1)[:, :2]).sum(1)
         weights = rng.random(size) + 0.5
+        features = np.ascontiguousarray(np.moveaxis(features, (2, 1), (0, 1)))
         made.append(Sample(features, truth, weights / weights.sum()))
     return made
 
@@ -38,7 +39,7 @@ def test_cross_entropy_is_that_of_the_definition() -> None:
     by_hand = [
         -sum(
             w * log_softmax(f @ parameters)[t]
-            for f, t, w in zip(s.features, s.truth, s.weights, strict=True)
+            for f, t, w in zip(s.features.T, s.truth, s.weights, strict=True)
         )
         for s in samples
     ]

@@ -167,11 +167,12 @@ def test_weights_restore_the_mean_of_the_region(monkeypatch: pytest.MonkeyPatch)
     image = truth[None].astype(np.float32)
     prediction = Prediction(truth, image, np.eye(4), np.stack([1 - share, share]))
     (made,) = samples(prediction, truth, toys(), np.random.default_rng(0))
-    assert made.features.shape == (14_000, 2, 3)
+    assert made.features.shape == (3, 2, 14_000)
+    assert made.features.flags.c_contiguous
     assert made.weights.sum() == pytest.approx(1)
     assert (made.weights @ made.truth) == pytest.approx(truth.mean(), rel=0.05)
     mean = np.log(share).mean()
-    assert made.weights @ made.features[:, 1, 0] == pytest.approx(mean, rel=0.05)
+    assert made.weights @ made.features[0, 1] == pytest.approx(mean, rel=0.05)
     assert made.truth.mean() > 1.2 * truth.mean()  # the band is drawn more often
 
 

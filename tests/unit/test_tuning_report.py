@@ -62,6 +62,7 @@ CASES = (case("gain", (0.02, 0.03)), case("loss", (-0.04, -0.01)), case("small",
          case("tiny", (0.001, 0.0)), case("blank", (None, None)))  # fmt: skip
 RESULT = Result(
     name="crf", options=WARM, default_options=DEFAULTS, protect=("b",), accepted=False,
+    still_runs=False,
     verdict="The CRF stays off: it changed nothing for sure.", score_name="dice",
     classes=("a", "b"), cases=CASES,
     intervals={"mean": (-0.005, -0.02, 0.015), "a": (0.0125, 0.004, 0.02),
@@ -103,6 +104,20 @@ def test_an_accepted_result_says_so(tmp_path):
     assert "Tuning of crf: accepted" in found.text
     assert ("div", "class", "card verdict on") in found.attributes
     assert "predicts with it, as decided here" in found.text
+
+
+def test_a_rejected_step_of_the_config_does_not_stay_off(tmp_path):
+    found = written(tmp_path, replace(RESULT, still_runs=True))
+    assert "Tuning of crf: rejected" in found.text
+    assert "stays off" not in found.text.replace(RESULT.verdict, "")
+    assert "predicts with the config's own options" in found.text
+    assert "predicts without it, as decided here" not in found.text
+
+
+def test_it_says_how_it_was_decided(page):
+    told = page.section("How it was decided")[1]
+    for part in ("in fewer than 2.5 % of all throws", "at least 6 cases", "1.6 minutes"):
+        assert part in told
 
 
 def test_losses_come_first_and_are_drawn_before_gains(tmp_path):

@@ -21,15 +21,22 @@ if TYPE_CHECKING:  # numba and torch are imported by whoever needs them
 
 Way = Literal["grid", "lattice"]
 _GRID_MODALITIES = 3
+_TORCH_COPIES = 3  # of a grid's cells while it is blurred
 _MOST_CELLS = 1 << 27  # of a grid of three modalities: beyond, a lattice is faster
 _GIB = 1 << 30
 
 
-def choose(problem: Problem, settings: Settings, memory_gib: float) -> Way:
+def choose(problem: Problem, settings: Settings, memory_gib: float, torch: bool = False) -> Way:
     """The way that fits: a dense grid where memory allows, else a lattice.
 
+    Args:
+        problem: The voxels.
+        settings: The pairwise part.
+        memory_gib: What may be taken.
+        torch: Whether torch runs it, which takes all classes of a grid at once.
+
     Raises:
-        DataError: Neither fits; nothing has been taken yet.
+        DataError: Neither fits; no filter has been built yet.
     """
     modalities, voxels = problem.intensities.shape
     classes = len(problem.odds)
@@ -41,6 +48,8 @@ def choose(problem: Problem, settings: Settings, memory_gib: float) -> Way:
     if modalities <= _GRID_MODALITIES - (math.prod(size) > _MOST_CELLS) or not size:
         grid = _held(size, classes > 1) + voxels * (8 * modalities + 16) if size else 0
         needs["grid"] = state + len(settings.shifts) * grid
+        if torch and size:
+            needs["grid"] += _TORCH_COPIES * 4 * math.prod(size) * classes
     if modalities >= _GRID_MODALITIES and size:
         from medseg.postprocess.dense.lattice import lattice_bytes
 
@@ -50,8 +59,9 @@ def choose(problem: Problem, settings: Settings, memory_gib: float) -> Way:
             return way
     raise DataError(
         "CRF",
-        f"would take {min(needs.values()) / _GIB:.1f} GiB beside its input, but memory_gib is "
-        f"{memory_gib:g}: allow more, or take larger deviations, a smaller roi, fewer modalities",
+        f"would take {min(needs.values()) / _GIB:.3g} GiB beside its input, but memory_gib is "
+        f"{memory_gib:g}: allow more, cut outliers of the image, or take larger deviations, a "
+        "smaller roi, fewer modalities",
     )
 
 

@@ -1,18 +1,30 @@
 """The compiled loops of the dense CRF. They release the GIL, so that threads run side by side.
 
-Values go through a filter alone or four together, as lanes of each cell.
+Values go through a filter alone or four together, as lanes of each cell. `splat4` and `slice4` say
+again what `splat` and `slice_` say: only so written out does the compiler keep four in a register.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
 
 _ONE = np.float32(1)
-# Values are checked to be finite before they come here; the rest of fast-math only reorders sums.
-compiled: Any = njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a function, once for all processes where there is a place to keep the result.
+
+    Values are finite when they come here; what is allowed of fast-math only reorders sums.
+    """
+    options = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written
+        return njit(**options)(function)
 
 
 @compiled

@@ -17,11 +17,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from medseg.postprocess.dense.kernels import compiled
 from medseg.volumes.image import Array
 
-compiled: Any = njit(nogil=True, cache=True)
 _FEWEST_SLOTS = 1 << 12
 _SCATTER = -7046029254386353131
 """2^64 over the golden ratio, as a signed number (Knuth, TAOCP 3, section 6.4)."""

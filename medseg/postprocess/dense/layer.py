@@ -104,7 +104,7 @@ class DenseCRFLayer(nn.Module):
     def _refined(self, logits: Tensor, image: Tensor) -> Tensor:
         """(classes, I, J, K) logits of one volume."""
         problem = self._problem(image)
-        way = engines.choose(problem, self._settings, self._memory)
+        way = engines.choose(problem, self._settings, self._memory, torch=True)
         unary = logits.flatten(1).t()
         with torch.no_grad():
             own = self._settings.exclude_self
