@@ -92,7 +92,7 @@ def test_no_case_has_a_say_in_its_own_options() -> None:
 
 def test_proposals_show_their_progress(capsys: pytest.CaptureFixture[str]) -> None:
     def told(*, quiet: bool) -> str:
-        leave_one_out(lambda cases: [None], Planted(np.ones((1, 3))), quiet=quiet)  # type: ignore
+        leave_one_out(lambda cases: [None], Planted(np.ones((1, 3))), quiet=quiet)  # type: ignore[arg-type]
         return capsys.readouterr().out
 
     assert "Fit" in told(quiet=False)
