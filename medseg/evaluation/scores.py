@@ -90,15 +90,22 @@ def score_case(
         predicted, true = (_mask(labels, values, truth, ignore) for labels in (prediction, truth))
         measures[name] = measure(predicted, true, spacing, settings.tolerance_mm)
         if settings.lesions:
-            lesions[name] = match(
-                predicted,
-                true,
-                spacing,
-                connectivity=settings.connectivity,
-                min_mm3=settings.min_lesion_mm3,
-                overlap=settings.lesion_overlap,
-            )
+            lesions[name] = score_lesions(predicted, true, spacing, settings)
     return CaseScores(case_id, measures, lesions)
+
+
+def score_lesions(
+    predicted: Mask, true: Mask, spacing: Spacing, settings: Evaluation
+) -> LesionScores:
+    """Count the lesions of a class as the settings say; see `lesions.match`."""
+    return match(
+        predicted,
+        true,
+        spacing,
+        connectivity=settings.connectivity,
+        min_mm3=settings.min_lesion_mm3,
+        overlap=settings.lesion_overlap,
+    )
 
 
 def summarise(cases: Sequence[CaseScores]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any
 
 from medseg.errors import ConfigError
+from medseg.inference.steps import component
 from medseg.registry import POSTPROCESSORS
 from medseg.tuning.result import Candidate, Options
 
@@ -66,12 +67,6 @@ def tunable(name: str) -> Mapping[str, Values]:
     """What a postprocessor wants tried, option name to values; also for a preset of it."""
     values: Mapping[str, Values] = getattr(component(name), "tunable", {})
     return values
-
-
-def component(name: str) -> Any:
-    """The class of a postprocessor, or of what a preset stands for."""
-    found = POSTPROCESSORS.get(name)
-    return getattr(found, "func", found)
 
 
 def _refuse_keys(name: str, fixed: Options) -> None:

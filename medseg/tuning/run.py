@@ -17,10 +17,12 @@ from medseg.errors import DataError
 from medseg.evaluation.overlay import CaseView
 from medseg.files import check_writable, write_json
 from medseg.inference.predictor import Predictor
+from medseg.inference.steps import component
 from medseg.networks.checkpoint import Tuned, set_tuned
 from medseg.postprocess.crf_step import CRF
+from medseg.registry import POSTPROCESSORS
 from medseg.tuning import report
-from medseg.tuning.candidates import component, defaults, grid
+from medseg.tuning.candidates import defaults, grid
 from medseg.tuning.crf_fit import CrfFit
 from medseg.tuning.gate import Judgement, judge
 from medseg.tuning.place import Place
@@ -106,7 +108,7 @@ class _Tuning:
     def __init__(self, predictor: Predictor, cache: Path, request: Request) -> None:
         self._predictor, self._request = predictor, request
         self._seed, self._labels = predictor.config.seed, predictor.labels
-        component(request.name)  # refuses a name that is none
+        POSTPROCESSORS.get(request.name)  # refuses a name that is none
         self._place = Place.find(predictor.checkpoint, request.name)
         self._search = (
             request.name,

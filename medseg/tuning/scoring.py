@@ -8,8 +8,8 @@ import numpy as np
 
 from medseg.config.schema import Evaluation
 from medseg.errors import ConfigError
-from medseg.evaluation.lesions import match
 from medseg.evaluation.metrics import bounding_box, measure, ratio
+from medseg.evaluation.scores import score_lesions
 from medseg.evaluation.surfaces import Mask, Spacing
 from medseg.registry import unknown
 from medseg.volumes.dataset import IGNORE_INDEX, Labels
@@ -33,14 +33,7 @@ def _nsd(predicted: Mask, true: Mask, spacing: Spacing, settings: Evaluation) ->
 
 
 def _lesion_f1(predicted: Mask, true: Mask, spacing: Spacing, settings: Evaluation) -> float:
-    return match(
-        predicted,
-        true,
-        spacing,
-        connectivity=settings.connectivity,
-        min_mm3=settings.min_lesion_mm3,
-        overlap=settings.lesion_overlap,
-    ).f1
+    return score_lesions(predicted, true, spacing, settings).f1
 
 
 SCORES: dict[str, Measure] = {"dice": _dice, "iou": _iou, "nsd": _nsd, "lesion_f1": _lesion_f1}
