@@ -11,6 +11,7 @@ from rich.table import Table
 
 from medseg.config.schema import Config
 from medseg.console import console, track
+from medseg.networks.assembly import beyond
 from medseg.networks.describe import (
     activation_memory,
     multiply_adds,
@@ -70,14 +71,15 @@ def _network(setup: Setup) -> Table:
     config, network = setup.config, setup.network
     channels, patch = len(setup.dataset.channels), config.train.patch
     table = _table("Network and training")
-    batch = (config.train.batch, channels, *patch)
+    seen = beyond(patch, network.margin)
+    batch = (config.train.batch, channels, *seen)
     table.add_row("input", _size(batch))
-    outputs = output_shapes(network, channels, patch)
+    outputs = output_shapes(network, channels, seen)
     table.add_row("output", ", ".join(_size((config.train.batch, *shape[1:])) for shape in outputs))
     trained, every = parameter_count(network), sum(p.numel() for p in network.parameters())
     fixed = f", {every - trained:,} of them fixed at first" if every > trained else ""
     table.add_row("parameters", f"{every:,}{fixed}")
-    table.add_row("multiply-adds", f"{multiply_adds(network, channels, patch) / 1e9:.2f} G a patch")
+    table.add_row("multiply-adds", f"{multiply_adds(network, channels, seen) / 1e9:.2f} G a patch")
     table.add_row("receptive field", _field(setup))
     i, j, k = network.divisor
     table.add_row("patch divisible by", f"{i} x {j} x {k}")
@@ -96,10 +98,9 @@ def _network(setup: Setup) -> Table:
 
 
 def _field(setup: Setup) -> str:
-    reach = [-(-_REACH // d) * d for d in setup.network.divisor]
-    field = receptive_field(
-        setup.network, len(setup.dataset.channels), (reach[0], reach[1], reach[2])
-    )
+    network = setup.network
+    reach = beyond([-(-_REACH // d) * d for d in network.divisor], network.margin)
+    field = receptive_field(network, len(setup.dataset.channels), reach)
     shown = (f"> {r}" if f >= r else str(f) for f, r in zip(field, reach, strict=True))
     return " x ".join(shown) + " voxels"
 

@@ -236,10 +236,11 @@ ENCODERS = Registry("encoder", supplies=("in_channels",))
 DECODERS = Registry("decoder", supplies=("channels", "strides"))
 NETWORKS = Registry("network", supplies=("in_channels", "classes"))
 LOSSES = Registry("loss", supplies=("classes",))
+SAMPLERS = Registry("sampler", supplies=("classes",))
 TRANSFORMS = Registry("transform")
 POSTPROCESSORS = Registry("postprocessor", supplies=("classes",))
 
 REGISTRIES = {
     registry.kind: registry
-    for registry in (ENCODERS, DECODERS, NETWORKS, LOSSES, TRANSFORMS, POSTPROCESSORS)
+    for registry in (ENCODERS, DECODERS, NETWORKS, LOSSES, SAMPLERS, TRANSFORMS, POSTPROCESSORS)
 }

@@ -166,6 +166,8 @@ def _signature(node: ast.ClassDef | ast.FunctionDef, file: Path) -> inspect.Sign
             return _from_arguments(item.args, file, skip=1)
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return _from_fields(node, file)
+    if not node.bases:  # nothing that could be constructed with options
+        return inspect.Signature()
     raise _UnreadableError
 
 

@@ -15,6 +15,7 @@ from medseg.config.fields import (
     Axes,
     Component,
     ComponentSpec,
+    Fraction,
     Kind,
     PathString,
     Positive,
@@ -36,9 +37,14 @@ __all__ = [
 class Inference(Section):
     """How a whole volume is predicted."""
 
-    mode: Literal["auto", "window", "whole"] = Field(
+    mode: Literal["auto", "window", "whole", "resize"] = Field(
         "window",
-        description="window: sliding, as trained; whole: one pass; auto: whole up to whole_voxels",
+        description="window: sliding, as trained; whole: one pass; auto: whole up to whole_voxels; "
+        "resize: one pass at the size of a window",
+    )
+    roi: bool = Field(
+        False,
+        description="predict inside the region of interest alone; outside it is background",
     )
     patch: Triple | None = Field(None, description="voxels of a window; null: train.patch")
     overlap: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="overlap of windows")
@@ -48,6 +54,11 @@ class Inference(Section):
     batch: Positive = Field(1, description="windows of one pass")
     flip: Axes = Field(
         (), description="axes mirrored, predicted again and averaged (test-time augmentation)"
+    )
+    prior_correction: Fraction = Field(
+        0.0,
+        description="how much of the log ratio of class priors, those of whole training volumes "
+        "over those of training patches, is added to the logits: 0 none, 1 all",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="type of autocast")
     probabilities: bool = Field(False, description="also write the class probabilities")
@@ -59,6 +70,7 @@ class Evaluation(Section):
     tolerance_mm: PositiveFloat = Field(
         1.0, description="tolerance of the normalised surface distance, in mm"
     )
+    roi: bool = Field(False, description="only inside the region of interest")
     lesions: bool = Field(False, description="also count lesions (connected components)")
     min_lesion_mm3: Annotated[float, Field(ge=0)] = Field(
         0.0, description="smaller lesions are not counted, in mm3"

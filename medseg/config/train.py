@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from medseg.config.fields import (
     Axes,
     Component,
+    ComponentSpec,
     Fraction,
     Kind,
     PathString,
@@ -92,8 +93,12 @@ class Train(Section):
     patch: Triple = Field(description="voxels of a training patch (i, j, k)")
     batch: Positive = Field(2, description="patches of one step")
     budget: Budget = Field(description="when training ends: one of its four ways")
-    foreground: Fraction = Field(
-        0.5, description="share of patches centred on a voxel of a class drawn evenly"
+    sampler: Annotated[Component, Kind("sampler")] = Field(
+        ComponentSpec(name="balanced"), description="where patches lie, by name, with its options"
+    )
+    roi: bool = Field(
+        False,
+        description="whether patches keep to the region of interest",
     )
     optimiser: Literal["adamw", "sgd"] = Field(
         "adamw", description="adamw, or sgd with Nesterov momentum"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from medseg.config.schema import Config
-from medseg.errors import DataError
+from medseg.errors import ConfigError, DataError
 from medseg.inference.steps import Crf, steps
 from medseg.inference.window import autocast, check_patch, predict_volume
 from medseg.networks.assembly import build_network
@@ -50,6 +50,7 @@ class Predictor:
             self.config.preprocess, checkpoint.spacing, self.config.plugins
         )
         self._steps = steps(checkpoint, crf)
+        self._offsets = _offsets(checkpoint)
 
     @classmethod
     def load(
@@ -123,9 +124,14 @@ class Predictor:
     def probabilities(self, prepared: Prepared) -> Array:
         """The class probabilities (classes, I, J, K) on the network's grid."""
         image = torch.from_numpy(prepared.image).to(self.device)
+        settings, roi = self.config.inference, None
+        if settings.roi:
+            assert prepared.mask is not None  # refused before
+            roi = torch.from_numpy(prepared.mask).to(self.device)
         result = predict_volume(
-            self.network, image, self.config.inference, self.config.train.patch, self.divisor
-        )
+            self.network, image, settings, self.config.train.patch, self.divisor,
+            roi=roi, offsets=self._offsets,
+        )  # fmt: skip
         array: Array = result.cpu().numpy()
         return array
 
@@ -157,6 +163,24 @@ class Predictor:
             )
         array, affine = volume
         return _in_memory(np.asarray(array), np.asarray(affine, dtype=np.float64))
+
+
+def _offsets(checkpoint: Checkpoint) -> torch.Tensor | None:
+    """What `inference.prior_correction` adds to the logits.
+
+    Raises:
+        ConfigError: The model does not know how common its classes are.
+    """
+    strength = checkpoint.config.inference.prior_correction
+    if not strength:
+        return None
+    if checkpoint.priors is None:
+        raise ConfigError(
+            f"inference.prior_correction: {checkpoint.source} does not say how common its classes "
+            "were in training; set it to 0, or use the postprocessor prior_correction",
+            ("inference", "prior_correction"),
+        )
+    return torch.tensor(checkpoint.priors.offsets(strength))
 
 
 def _in_memory(array: Array, affine: Affine) -> LoadedCase:

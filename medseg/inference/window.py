@@ -1,18 +1,31 @@
-"""A network over a whole volume: in one pass, or by a sliding window with Gaussian weights."""
+"""A network over a whole volume: in one pass, or by a sliding window with Gaussian weights.
+
+With a region of interest, only what lies in it is predicted: windows cover its bounding box, those
+without any of its voxels are left out, and outside the region the background is certain. A network
+with a margin reads that much context around each window out of the volume; beyond the volume's end
+the edge is repeated.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
-from monai.inferers import sliding_window_inference
+from monai.data.utils import compute_importance_map
 from torch import Tensor, nn
 from torch.nn import functional
 
 from medseg.config.schema import Config, Inference
 from medseg.errors import ConfigError, MedsegError
+from medseg.networks.blocks import ZERO
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Gaussian weights (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z): deviation in windows.
+_SIGMA, _LEAST_WEIGHT = 1 / 8, 1e-3
+
+Triple = tuple[int, int, int]
+Box = tuple[slice, slice, slice]
 
 
 class NonFiniteError(MedsegError):
@@ -56,55 +69,92 @@ def predict_volume(
     settings: Inference,
     patch: Sequence[int],
     divisor: Sequence[int],
+    *,
+    roi: Tensor | None = None,
+    offsets: Tensor | None = None,
 ) -> Tensor:
     """Predict the class probabilities of one volume.
 
     Args:
-        network: In eval mode; gives a tuple of logits, finest first.
+        network: In eval mode; gives a tuple of logits, finest first. It may have a `margin`.
         image: (C, I, J, K) float32 on the network's device.
         settings: Mode, overlap, flips, precision.
         patch: Window (i, j, k) where the settings name none.
-        divisor: What the network's input must be divisible by, per axis.
+        divisor: What a window's size must be divisible by, per axis.
+        roi: (I, J, K) bool, the region of interest, not empty; None: everywhere.
+        offsets: (classes,) added to the logits, e.g. logarithms of ratios of priors.
 
     Returns:
-        (classes, I, J, K) float32: softmax, averaged over the flips.
+        (classes, I, J, K) float32: softmax, averaged over the flips; background outside the region.
 
     Raises:
         NonFiniteError: A logit is not finite.
     """
-    window = settings.patch or tuple(patch)
+    settings = settings.model_copy(update={"patch": settings.patch or tuple(patch)})
+    box = _everything(image) if roi is None else bounds(roi)
     total: Tensor | None = None
     with autocast(image.device, settings.precision):
         for axes in _flips(settings.flip):
-            flipped = image.flip([a + 1 for a in axes])[None]
-            logits = _logits(network, flipped, settings, window, divisor)[0]
+            turned = [axis + 1 for axis in axes]
+            logits = _logits(
+                network,
+                image.flip(turned),
+                settings,
+                divisor,
+                _mirrored(box, axes, image.shape[1:]),
+                None if roi is None else roi.flip(axes),
+            )
             if not bool(torch.isfinite(logits).all()):
                 raise NonFiniteError(f"the network gave {_count(logits)}")
-            share = logits.flip([a + 1 for a in axes]).softmax(0)
+            if offsets is not None:
+                logits += offsets.to(logits)[:, None, None, None]
+            share = logits.flip(turned).softmax(0)
             total = share if total is None else total.add_(share)
     assert total is not None
-    return total.div_(len(_flips(settings.flip)))
+    total.div_(len(_flips(settings.flip)))
+    return total if roi is None else _background_outside(total, box, roi)
+
+
+def bounds(roi: Tensor) -> Box:
+    """The bounding box of a region that is not empty."""
+    places = roi.nonzero()
+    first, last = places.amin(0).tolist(), places.amax(0).tolist()
+    i, j, k = (slice(a, b + 1) for a, b in zip(first, last, strict=True))
+    return i, j, k
 
 
 def _logits(
     network: nn.Module,
     image: Tensor,
     settings: Inference,
-    window: Sequence[int],
     divisor: Sequence[int],
+    box: Box,
+    roi: Tensor | None,
 ) -> Tensor:
-    if _is_whole(settings, image.shape[2:]):
-        return _whole(network, image, divisor)
-    logits: Tensor = sliding_window_inference(
-        image,
-        roi_size=tuple(window),
-        sw_batch_size=settings.batch,
-        predictor=lambda x: network(x)[0].float(),
-        overlap=settings.overlap,
-        mode="gaussian",
-        padding_mode="replicate",
+    """The logits (classes, *box); 0 where no window came, which is outside the region."""
+    size = [part.stop - part.start for part in box]
+    if settings.mode == "resize":
+        return _resized(network, image[(slice(None), *box)], settings)
+    window, is_whole = settings.patch or (), _is_whole(settings, size)
+    if is_whole:
+        window = tuple(-(-n // d) * d for n, d in zip(size, divisor, strict=True))
+    room = tuple(
+        _room(part, n, least, centred=not is_whole)
+        for part, n, least in zip(box, image.shape[1:], window, strict=True)
     )
-    return logits
+    margin = getattr(network, "margin", ZERO)
+    image = _cut(image, room, margin)
+    if is_whole:
+        (logits,) = _run(network, image, [ZERO], window, margin)
+    else:
+        inside = None if roi is None else _cut(roi[None].float(), room, ZERO)[0] > 0
+        logits = _stitched(network, image, settings, margin, inside)
+    inner = (
+        slice(part.start - large.start, part.stop - large.start)
+        for part, large in zip(box, room, strict=True)
+    )
+    result: Tensor = logits[(slice(None), *inner)]
+    return result
 
 
 def _is_whole(settings: Inference, shape: Sequence[int]) -> bool:
@@ -113,14 +163,117 @@ def _is_whole(settings: Inference, shape: Sequence[int]) -> bool:
     return settings.mode == "whole"
 
 
-def _whole(network: nn.Module, image: Tensor, divisor: Sequence[int]) -> Tensor:
-    """One pass over the volume, its end repeated up to a size that the network takes."""
-    shape = image.shape[2:]
-    pads = [(-n) % d for n, d in zip(shape, divisor, strict=True)]
-    if any(pads):
-        image = functional.pad(image, (0, pads[2], 0, pads[1], 0, pads[0]), mode="replicate")
-    logits: Tensor = network(image)[0].float()
-    return logits[..., : shape[0], : shape[1], : shape[2]]
+def _room(part: slice, n: int, least: int, *, centred: bool) -> slice:
+    """A stretch of at least `least` voxels around `part`.
+
+    It stays within the volume's `n` voxels if they suffice, else it overhangs: at both ends if
+    `centred`, else at the end.
+    """
+    if n < least:
+        start = -((least - n) // 2) if centred else 0
+        return slice(start, start + least)
+    missing = max(least - (part.stop - part.start), 0)
+    start = min(max(part.start - missing // 2, 0), n - least) if missing else part.start
+    return slice(start, max(part.stop, start + least))
+
+
+def _cut(volume: Tensor, box: Sequence[slice], margin: Triple) -> Tensor:
+    """A box of (C, I, J, K) with a margin; what overhangs repeats the edge."""
+    kept, pads = [], []
+    for part, n, m in zip(box, volume.shape[1:], margin, strict=True):
+        start, stop = part.start - m, part.stop + m
+        kept.append(slice(max(start, 0), min(stop, n)))
+        pads.append((max(-start, 0), max(stop - n, 0)))
+    inner = volume[(slice(None), *kept)]
+    if not any(map(any, pads)):
+        return inner
+    flat = [n for pair in reversed(pads) for n in pair]
+    return functional.pad(inner[None], flat, mode="replicate")[0]
+
+
+def _stitched(
+    network: nn.Module, image: Tensor, settings: Inference, margin: Triple, roi: Tensor | None
+) -> Tensor:
+    """Slide over a volume that has its margin around it."""
+    window = settings.patch or ()
+    size = [n - 2 * m for n, m in zip(image.shape[1:], margin, strict=True)]
+    weight = compute_importance_map(
+        window, mode="gaussian", sigma_scale=_SIGMA, device=image.device
+    ).clamp_min(_LEAST_WEIGHT)
+    total, weights = torch.zeros(0), torch.zeros(size, device=image.device)
+    places = _places(size, window, settings.overlap, roi)
+    for n in range(0, len(places), settings.batch):
+        some = places[n : n + settings.batch]
+        for place, logits in zip(some, _run(network, image, some, window, margin), strict=True):
+            if not len(total):
+                total = torch.zeros(len(logits), *size, device=image.device)
+            here = tuple(slice(at, at + w) for at, w in zip(place, window, strict=True))
+            total[(slice(None), *here)].addcmul_(logits, weight)
+            weights[here] += weight
+    return total.div_(weights.clamp_min_(torch.finfo(weights.dtype).tiny))
+
+
+def _places(
+    size: Sequence[int], window: Sequence[int], overlap: float, roi: Tensor | None
+) -> list[Triple]:
+    """Where windows begin: evenly spaced, the last one moved back to end with the volume."""
+    axes = []
+    for n, w in zip(size, window, strict=True):
+        step = max(int(w * (1 - overlap)), 1)
+        axes.append([min(start, n - w) for start in range(0, n - w + step, step)])
+    i, j, k = window
+    return [
+        (a, b, c)
+        for a, b, c in product(*axes)
+        if roi is None or bool(roi[a : a + i, b : b + j, c : c + k].any())
+    ]
+
+
+def _run(
+    network: nn.Module,
+    image: Tensor,
+    places: Sequence[Triple],
+    window: Sequence[int],
+    margin: Triple,
+) -> Tensor:
+    """The logits (N, classes, *window) of windows that begin at `places`, without the margin."""
+    i, j, k = (w + 2 * m for w, m in zip(window, margin, strict=True))
+    windows = [image[:, a : a + i, b : b + j, c : c + k] for a, b, c in places]
+    logits: Tensor = network(torch.stack(windows))[0]
+    return logits.float()
+
+
+def _resized(network: nn.Module, image: Tensor, settings: Inference) -> Tensor:
+    """One pass over a volume resized to the window, as the sampler `resize` trains."""
+    window = settings.patch or ()
+    small = functional.interpolate(image[None], window, mode="trilinear")[0]
+    margin = getattr(network, "margin", ZERO)
+    small = _cut(small, [slice(0, n) for n in window], margin)
+    logits = _run(network, small, [ZERO], window, margin)
+    return functional.interpolate(logits, image.shape[1:], mode="trilinear")[0]
+
+
+def _background_outside(shares: Tensor, box: Box, roi: Tensor) -> Tensor:
+    """Class probabilities of the whole volume from those of the region's box."""
+    whole = torch.zeros(len(shares), *roi.shape, device=shares.device)
+    whole[0] = 1
+    inside = roi[box]
+    whole[(slice(None), *box)] = torch.where(inside, shares, whole[(slice(None), *box)])
+    return whole
+
+
+def _everything(image: Tensor) -> Box:
+    i, j, k = (slice(0, n) for n in image.shape[1:])
+    return i, j, k
+
+
+def _mirrored(box: Box, axes: Sequence[int], shape: Sequence[int]) -> Box:
+    """The box in a volume that is mirrored along some axes."""
+    i, j, k = (
+        slice(n - part.stop, n - part.start) if axis in axes else part
+        for axis, (part, n) in enumerate(zip(box, shape, strict=True))
+    )
+    return i, j, k
 
 
 def _flips(axes: Sequence[int]) -> list[tuple[int, ...]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from medseg.config.schema import ComponentSpec, Model
 from medseg.errors import ConfigError, PluginError
-from medseg.networks.blocks import ONE, SubvoxelConv, Triple
+from medseg.networks.blocks import ONE, ZERO, SubvoxelConv, Triple
 from medseg.registry import DECODERS, ENCODERS, NETWORKS, Registry
 
 _LARGEST_DIVISOR = 64
@@ -66,6 +66,7 @@ class EncoderDecoder(nn.Module):
         halves = (0.5**level for level in range(len(widths)))
         self.output_weights = (*halves, *[weight] * len(auxiliary))
         self.divisor = _divisor(encoder)
+        self.margin = ZERO
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map (N, in_channels, I, J, K) to (logits, *auxiliary logits of coarser levels).
@@ -101,8 +102,10 @@ class WholeNetwork(nn.Module):
     """A network by itself, its output brought into one form.
 
     `output_weights` is None: each output counts half as much as the one before.
-    `divisor` is found by trying sizes. It is (1, 1, 1) where none was accepted, as with a network
-    that takes one fixed size: then the network itself has to refuse the others.
+    `margin` is the network's own: the voxels of context, per axis, that its input has on each side
+    beyond the patch whose logits it gives; none where it names none.
+    `divisor` is of that patch, and found by trying sizes. It is (1, 1, 1) where none was accepted,
+    as with a network that takes one fixed size: then the network itself has to refuse the others.
 
     Args:
         network: A network that keeps its contract (`medseg.testing.check_network`).
@@ -115,19 +118,21 @@ class WholeNetwork(nn.Module):
         self.network = network
         self.classes = classes
         self.output_weights = None
-        self.divisor = _try_divisors(network, in_channels)
+        self.margin = _margin(network)
+        self.divisor = _try_divisors(network, in_channels, self.margin)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Map (N, in_channels, I, J, K) to (logits, *auxiliary logits).
+        """Map (N, in_channels, I, J, K), margin included, to (logits, *auxiliary logits).
 
         Raises:
-            ConfigError: The size is not a multiple of `divisor`.
+            ConfigError: The size without the margin is not a multiple of `divisor`, or nothing.
             PluginError: The network returns something else than logits.
         """
-        check_size(x.shape[2:], self.divisor)
+        size = within(x.shape[2:], self.margin)
+        check_size(size, self.divisor)
         out = self.network(x)
         logits = (out,) if isinstance(out, Tensor) else tuple(out)
-        expected = (x.shape[0], self.classes, *x.shape[2:])
+        expected = (x.shape[0], self.classes, *size)
         shapes = [tuple(item.shape) if isinstance(item, Tensor) else () for item in logits]
         if shapes[:1] != [expected] or any(s[:2] != expected[:2] or len(s) != 5 for s in shapes):
             raise PluginError(
@@ -168,6 +173,27 @@ def build_network(model: Model, in_channels: int, classes: int, seed: int) -> Ne
         channels, strides = _levels(encoder, "encoder"), _strides(encoder)
         decoder = _build(DECODERS, model.decoder, "decoder", channels=channels, strides=strides)
         return EncoderDecoder(encoder, decoder, classes, model.deep_supervision)
+
+
+def within(size: Sequence[int], margin: Triple) -> Triple:
+    """What a margin on both sides leaves of a size.
+
+    Raises:
+        ConfigError: Nothing is left.
+    """
+    i, j, k = (n - 2 * m for n, m in zip(size, margin, strict=True))
+    if min(i, j, k) < 1:
+        raise ConfigError(
+            f"a size of {tuple(size)} voxels is too small: this network needs {margin} of context "
+            "on each side"
+        )
+    return i, j, k
+
+
+def beyond(size: Sequence[int], margin: Triple) -> Triple:
+    """A size with a margin on both sides."""
+    i, j, k = (n + 2 * m for n, m in zip(size, margin, strict=True))
+    return i, j, k
 
 
 def check_size(size: Sequence[int], divisor: Triple) -> None:
@@ -232,13 +258,24 @@ def _divisor(encoder: nn.Module) -> Triple:
     return i, j, k
 
 
-def _try_divisors(network: nn.Module, in_channels: int) -> Triple:
+def _margin(network: nn.Module) -> Triple:
+    margin = getattr(network, "margin", ZERO)
+    if not isinstance(margin, Sequence) or len(margin) != 3 or any(m < 0 for m in margin):
+        raise PluginError(
+            f"{type(network).__name__}.margin is {margin!r}; expected three numbers from 0, the "
+            "voxels of context on each side per axis"
+        )
+    i, j, k = margin
+    return i, j, k
+
+
+def _try_divisors(network: nn.Module, in_channels: int, margin: Triple) -> Triple:
     """The smallest power of two, per axis, whose multiples come back at their own size."""
     trial = copy.deepcopy(network).to("meta").eval()  # shapes only: no memory, no arithmetic
     found = []
     for axis in range(3):
         divisor = 1
-        while not _keeps_size(trial, in_channels, axis, divisor):
+        while not _keeps_size(trial, in_channels, axis, divisor, margin):
             divisor *= 2
             if divisor > _LARGEST_DIVISOR:
                 return ONE
@@ -246,12 +283,14 @@ def _try_divisors(network: nn.Module, in_channels: int) -> Triple:
     return found[0], found[1], found[2]
 
 
-def _keeps_size(network: nn.Module, in_channels: int, axis: int, divisor: int) -> bool:
+def _keeps_size(
+    network: nn.Module, in_channels: int, axis: int, divisor: int, margin: Triple
+) -> bool:
     size = [_LARGEST_DIVISOR] * 3
     size[axis] += divisor
     try:
         with torch.no_grad():
-            out = network(torch.empty(1, in_channels, *size, device="meta"))
+            out = network(torch.empty(1, in_channels, *beyond(size, margin), device="meta"))
     except (RuntimeError, ValueError, IndexError, AssertionError, NotImplementedError):
         return False
     first = out if isinstance(out, Tensor) else out[0]

@@ -22,6 +22,7 @@ Triple = tuple[int, int, int]
 Norm = Literal["instance", "batch", "group", "none"]
 Activation = Literal["relu", "leaky_relu", "prelu"]
 
+ZERO: Triple = (0, 0, 0)
 ONE: Triple = (1, 1, 1)
 TWO: Triple = (2, 2, 2)
 THREE: Triple = (3, 3, 3)

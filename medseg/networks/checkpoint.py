@@ -8,6 +8,7 @@ named by the user again.
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -49,6 +50,28 @@ class Tuned:
     figures: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Priors:
+    """How common each class is, background first; each sums to 1.
+
+    Args:
+        true: In the training volumes, or in their regions of interest.
+        seen: In the patches that the network was trained on.
+    """
+
+    true: tuple[float, ...]
+    seen: tuple[float, ...]
+
+    def offsets(self, strength: float) -> tuple[float, ...]:
+        """What to add to the logits so that they expect the true priors (strength 1).
+
+        The logarithm of the ratio of priors (Saerens, Latinne and Decaestecker 2002,
+        doi:10.1162/089976602753284446, equation 2.4), times the strength.
+        """
+        pairs = zip(self.true, self.seen, strict=True)
+        return tuple(strength * math.log(true / seen) for true, seen in pairs)
+
+
 _TUNED = TypeAdapter(tuple[Tuned, ...])
 
 
@@ -65,6 +88,7 @@ class Checkpoint:
         plugins: Reference, file and sha256 of each plugin at training; never a reason to run one.
         source: The file it was read from; for messages.
         tuned: Postprocessors tuned after the training, at most one of a name.
+        priors: How common the classes are in volumes and patches; None: not known.
         overridden: Settings that the user gave instead of the model's, e.g. `inference.overlap`.
     """
 
@@ -76,6 +100,7 @@ class Checkpoint:
     plugins: Sequence[Mapping[str, str]] = ()
     source: Path = Path("model")
     tuned: tuple[Tuned, ...] = ()
+    priors: Priors | None = None
     overridden: tuple[str, ...] = ()
 
 
@@ -95,6 +120,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "spacing": checkpoint.spacing,
         "plugins": plugins.provenance(checkpoint.config.plugins),
         "tuned": [asdict(tuned) for tuned in checkpoint.tuned],
+        "priors": None if checkpoint.priors is None else asdict(checkpoint.priors),
     }
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()
@@ -141,6 +167,7 @@ def load(path: Path, references: Sequence[str] = (), overrides: Sequence[str] = 
             plugins=used,
             source=path,
             tuned=_tuned(path, about),
+            priors=_priors(about, 1 + len(Labels(classes, about["ignore"]).values)),
             overridden=tuple(text.partition("=")[0].strip() for text in overrides),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -190,6 +217,17 @@ def _tuned(path: Path, about: Mapping[str, Any]) -> tuple[Tuned, ...]:
     except ValidationError as error:
         reason = f"not a readable model (its tuned postprocessors: {error.errors()[0]['msg']})"
         raise DataError(path, reason) from error
+
+
+def _priors(about: Mapping[str, Any], classes: int) -> Priors | None:
+    """The priors of a file; files of before there were any lack the key."""
+    found = about.get("priors")
+    if found is None:
+        return None
+    priors = Priors(tuple(map(float, found["true"])), tuple(map(float, found["seen"])))
+    if not len(priors.true) == len(priors.seen) == classes or min(*priors.true, *priors.seen) <= 0:
+        raise ValueError(f"priors of {classes} classes expected, above 0, got {found}")
+    return priors
 
 
 def _config(

@@ -109,18 +109,26 @@ def check_network(
     list (logits, *auxiliary), where auxiliary logits have the same classes and any size. Logits
     are raw: no softmax, no sigmoid.
 
+    A network that sees context from outside the patch may keep `.margin`, three numbers (i, j, k)
+    of voxels: its input is then larger than its logits by the margin on each side of each axis.
+    Training cuts its patches, and prediction its windows, with that margin, out of the volume.
+
     Args:
         network: The network, built with small options.
         in_channels: What it was built with.
         classes: What it was built with.
-        sizes: Sizes to try, in voxels (i, j, k).
+        sizes: Sizes of the logits to try, in voxels (i, j, k).
 
     Raises:
         PluginError: It breaks the contract.
     """
+    margin = getattr(network, "margin", (0, 0, 0))
+    if len(margin) != 3 or any(not isinstance(m, int) or m < 0 for m in margin):
+        broken("network.margin", margin, "three voxel counts from 0, (i, j, k)")
     for size in sizes:
+        whole = [n + 2 * m for n, m in zip(size, margin, strict=True)]
         for batch in (2, 1):
-            x = torch.rand(batch, in_channels, *size)
+            x = torch.rand(batch, in_channels, *whole)
             out = _outputs(network, x)
             if tuple(out[0].shape) != (batch, classes, *size):
                 broken("shape of the logits", tuple(out[0].shape), (batch, classes, *size))
@@ -129,11 +137,11 @@ def check_network(
                 broken("batch and classes of all outputs", got, (batch, classes))
             _check_outputs(network, x, [tuple(item.shape) for item in out])
     with torch.no_grad():
-        first = _outputs(copy.deepcopy(network).eval(), 10 * torch.randn(2, in_channels, *size))[0]
+        first = _outputs(copy.deepcopy(network).eval(), 10 * torch.randn(2, in_channels, *whole))[0]
     total = first.sum(1)
     if classes > 1 and first.min() >= 0 and torch.allclose(total, torch.ones_like(total)):
         broken("the network's output", "probabilities", "raw logits")
-    _check_weights(network, torch.rand(2, in_channels, *size))
+    _check_weights(network, torch.rand(2, in_channels, *whole))
 
 
 def _channels(module: nn.Module) -> tuple[int, ...]:

@@ -3,21 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from medseg import plugins
-from medseg.config.schema import ComponentSpec, Train
+from medseg.config.schema import ComponentSpec, Config, Train
 from medseg.errors import MedsegError, PluginError
-from medseg.registry import TRANSFORMS
+from medseg.registry import SAMPLERS, TRANSFORMS
 from medseg.training.cache import CachedCase
-from medseg.training.sampling import Sampling, cut
+from medseg.training.samplers import Site, Start
+from medseg.training.sampling import Sampling, cut, spread
+from medseg.volumes.image import Array
 
 Batch = dict[str, torch.Tensor]
-_NO_VOXELS = np.zeros((0, 2), dtype=np.int64)
+_PLACES = 20_000  # voxels of a region or map that are known to a sampler
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to make a patch: plain values, so that every worker can build the same.
+
+    Args:
+        sampling: Which patch is the n-th.
+        sampler: Where it lies.
+        classes: Of the model, background included.
+        transforms: Further transforms of each patch.
+        references: Plugins that these may come from.
+    """
+
+    sampling: Sampling
+    sampler: ComponentSpec
+    classes: int
+    transforms: tuple[ComponentSpec, ...] = ()
+    references: tuple[str, ...] = ()
+
+
+def recipe(config: Config, margin: tuple[int, int, int], classes: int) -> Recipe:
+    """The recipe of a config for a network's margin and number of classes."""
+    train = config.train
+    return Recipe(
+        Sampling(train.patch, config.seed, margin, train.roi),
+        train.sampler,
+        classes,
+        config.augment.transforms,
+        config.plugins,
+    )
 
 
 class Patches(Dataset[Any]):
@@ -25,46 +61,67 @@ class Patches(Dataset[Any]):
 
     Args:
         cases: What to cut from.
-        sampling: Which patch is the n-th.
-        transforms: Specs of further transforms of each patch.
-        references: Plugins that those may come from.
+        recipe: How.
     """
 
-    def __init__(
-        self,
-        cases: Sequence[CachedCase],
-        sampling: Sampling,
-        transforms: Sequence[ComponentSpec] = (),
-        references: Sequence[str] = (),
-    ) -> None:
-        self.cases, self.sampling = tuple(cases), sampling
-        self.transforms, self.references = tuple(transforms), tuple(references)
-        self._built: list[tuple[str, Any]] | None = None
+    def __init__(self, cases: Sequence[CachedCase], recipe: Recipe) -> None:
+        self.cases, self.recipe = tuple(cases), recipe
+        self.sampling = recipe.sampling
+        self._built: tuple[Any, list[tuple[str, Any]]] | None = None
 
     def __reduce__(self) -> tuple[type[Patches], tuple[Any, ...]]:
-        return Patches, (self.cases, self.sampling, self.transforms, self.references)
+        return Patches, (self.cases, self.recipe)
 
     def __getitem__(self, n: int) -> Any:
         """Return a dict with "image" (C, I, J, K), "label" (I, J, K), "spacing" (3,), or an error.
 
-        An error is returned, not raised: it would lose its type on the way from a worker.
+        Both have the margin of the network around the patch. An error is returned, not raised: it
+        would lose its type on the way from a worker.
         """
         try:
             return self._patch(n)
         except MedsegError as error:
             return error
 
-    def _patch(self, n: int) -> Batch:
-        case = self.cases[self.sampling.case(n, len(self.cases))]
-        rng = self.sampling.generator(n)
+    def target(self, n: int) -> Array:
+        """The label (i, j, k) of the n-th patch alone, before any change: for counting classes."""
+        case, rng = self._case(n), self.sampling.generator(n)
+        sampler, _ = self._components()
+        if getattr(sampler, "resizes", False):
+            start, volume = self.sampling.margin, _resized(case, self.sampling)["label"][0]
+        else:
+            start, volume = self._start(case, rng, n), case.label()
+        return cut(volume, start, self.sampling.patch, edge=False)
+
+    def _case(self, n: int) -> CachedCase:
+        return self.cases[self.sampling.case(n, len(self.cases))]
+
+    def _start(self, case: CachedCase, rng: np.random.Generator, n: int) -> Start:
         label = case.label()
-        voxels = case.voxels() if self.sampling.foreground else _NO_VOXELS
-        start = self.sampling.start(rng, label.shape, voxels)
-        data: dict[str, Any] = {
-            "image": cut(case.image(), start, self.sampling.patch, edge=True),
-            "label": cut(label, start, self.sampling.patch, edge=False)[None],
-        }
-        for name, transform in self._transforms():
+        site = Site(
+            shape=label.shape,
+            patch=self.sampling.patch,
+            voxels=case.voxels(),
+            label=label,
+            inside=_inside(case) if self.sampling.roi else None,
+            weighted=_weighted(case),
+            turn=n // len(self.cases),
+        )
+        sampler, _ = self._components()
+        return self.sampling.start(sampler, rng, site)
+
+    def _patch(self, n: int) -> Batch:
+        case, rng = self._case(n), self.sampling.generator(n)
+        sampler, transforms = self._components()
+        if getattr(sampler, "resizes", False):
+            data = _resized(case, self.sampling)
+        else:
+            start, size = self.sampling.grown(self._start(case, rng, n))
+            data = {
+                "image": cut(case.image(), start, size, edge=True),
+                "label": cut(case.label(), start, size, edge=False)[None],
+            }
+        for name, transform in transforms:
             data = _applied(name, transform, data, rng, case.id)
         return {
             "image": torch.from_numpy(np.array(data["image"], dtype=np.float32)),
@@ -72,12 +129,42 @@ class Patches(Dataset[Any]):
             "spacing": torch.tensor(case.spacing, dtype=torch.float32),
         }
 
-    def _transforms(self) -> list[tuple[str, Any]]:
+    def _components(self) -> tuple[Any, list[tuple[str, Any]]]:
         if self._built is None:
-            if self.transforms:
-                plugins.load(self.references)
-            self._built = [(spec.name, TRANSFORMS.build(spec.spec())) for spec in self.transforms]
+            recipe = self.recipe
+            if recipe.transforms or recipe.references:
+                plugins.load(recipe.references)
+            sampler = SAMPLERS.build(recipe.sampler.spec(), classes=recipe.classes)
+            built = [(spec.name, TRANSFORMS.build(spec.spec())) for spec in recipe.transforms]
+            self._built = sampler, built
         return self._built
+
+
+@lru_cache(maxsize=512)
+def _inside(case: CachedCase) -> Array | None:
+    """Some voxels of a case's region of interest, spread evenly."""
+    mask = case.mask()
+    return None if mask is None else spread(np.asarray(mask), _PLACES)
+
+
+@lru_cache(maxsize=512)
+def _weighted(case: CachedCase) -> Array | None:
+    """Some voxels of a case, as often as its map of weights has them."""
+    weights = case.weights()
+    return None if weights is None else spread(np.asarray(weights), _PLACES)
+
+
+def _resized(case: CachedCase, sampling: Sampling) -> dict[str, Any]:
+    """A whole case at the size of a patch; around it its edge, as the margin."""
+    image = torch.from_numpy(np.array(case.image()))[None]
+    small = functional.interpolate(image, sampling.patch, mode="trilinear")[0].numpy()
+    label = torch.from_numpy(np.array(case.label()))[None, None].float()
+    target = functional.interpolate(label, sampling.patch, mode="nearest-exact")[0].numpy()
+    start, size = sampling.grown((0, 0, 0))
+    return {
+        "image": cut(small, start, size, edge=True),
+        "label": cut(target.astype(np.uint8), start, size, edge=False),
+    }
 
 
 def _applied(

@@ -17,12 +17,12 @@ from medseg.console import Tick, console, track
 from medseg.errors import MedsegError
 from medseg.inference.predictor import pick_device
 from medseg.inference.window import autocast
-from medseg.networks.checkpoint import Checkpoint, save
+from medseg.networks.checkpoint import Checkpoint, Priors, save
 from medseg.training import cache, curves
 from medseg.training.budget import Clock, learning_rate
-from medseg.training.dataset import Batch, Patches, batches
+from medseg.training.dataset import Batch, Patches, batches, recipe
+from medseg.training.priors import measure
 from medseg.training.run import RunFolder
-from medseg.training.sampling import Sampling
 from medseg.training.setup import Setup, set_up
 from medseg.training.state import State
 from medseg.training.validate import validate
@@ -98,8 +98,8 @@ def _loop(
     device = next(state.network.parameters()).device
     loss = setup.loss.to(device)
     clock = Clock(settings.budget, math.ceil(len(training) / settings.batch), state.seconds)
-    sampling = Sampling(settings.patch, settings.foreground, config.seed)
-    patches = Patches(training, sampling, config.augment.transforms, config.plugins)
+    patches = Patches(training, recipe(config, setup.network.margin, setup.classes))
+    priors = measure(patches, training, roi=config.inference.roi)
     meter = _Meter()
     stream = batches(patches, settings, state.step, pin=device.type == "cuda")
     fraction = clock.fraction(state.step)
@@ -107,6 +107,7 @@ def _loop(
         meter.begin()
         lr = learning_rate(settings, fraction)
         image, label = _augmented(next(stream), config, state.step, device)
+        label = _without(label, setup.network.margin)
         meter.computing()
         setup.tuning.rest(fraction)
         value = _step(state, loss, image, label, config, lr)
@@ -123,7 +124,7 @@ def _loop(
                 "seconds": clock.elapsed(),
             }
             if is_due:
-                record["validation"] = _validated(setup, run, state, validation)
+                record["validation"] = _validated(setup, run, state, validation, priors)
             _append(run, record)
         if is_due or (settings.save_every and state.step % settings.save_every == 0):
             state.seconds = clock.elapsed()
@@ -134,8 +135,8 @@ def _loop(
             "raise train.budget"
         )
     if state.best < 0:  # killed before its first validation, and resumed with nothing left
-        _validated(setup, run, state, validation)
-    save(run.last_model, _checkpoint(setup, state))
+        _validated(setup, run, state, validation, priors)
+    save(run.last_model, _checkpoint(setup, state, priors))
 
 
 def _step(
@@ -179,23 +180,35 @@ def _augmented(
     return augment.apply(change, image, label, batch["spacing"])
 
 
+def _without(label: Tensor, margin: Sequence[int]) -> Tensor:
+    """The label of the patch alone: the margin is context, and nothing is learnt there."""
+    i, j, k = (slice(m, n - m) for m, n in zip(margin, label.shape[1:], strict=True))
+    return label[:, i, j, k].contiguous()
+
+
 def _validated(
-    setup: Setup, run: RunFolder, state: State, cases: Sequence[cache.CachedCase]
+    setup: Setup,
+    run: RunFolder,
+    state: State,
+    cases: Sequence[cache.CachedCase],
+    priors: Priors,
 ) -> dict[str, float]:
     """Validate the averaged weights, and keep them where they are the best so far."""
-    scores = validate(state.average, cases, setup.config, setup.dataset.labels)
+    scores = validate(state.average, cases, setup.config, setup.dataset.labels, priors)
     mean = sum(scores.values()) / max(len(scores), 1)
     state.waited += 1
     if mean >= state.best:
         state.best, state.waited = mean, 0
-        save(run.model, _checkpoint(setup, state))
+        save(run.model, _checkpoint(setup, state, priors))
     return {"mean": mean, **scores} if len(scores) > 1 else scores
 
 
-def _checkpoint(setup: Setup, state: State) -> Checkpoint:
+def _checkpoint(setup: Setup, state: State, priors: Priors) -> Checkpoint:
     dataset = setup.dataset
     weights = state.average.state_dict()
-    return Checkpoint(setup.config, dataset.channels, dataset.labels, setup.spacing, weights)
+    return Checkpoint(
+        setup.config, dataset.channels, dataset.labels, setup.spacing, weights, priors=priors
+    )
 
 
 def _cached(

@@ -6,15 +6,16 @@ sees the very same patches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from medseg.training.samplers import Site, Start
 from medseg.volumes.image import Array
 
-Start = tuple[int, int, int]
+Sampler = Callable[[np.random.Generator, Site], Start]
 _ORDER, _PATCH = 0, 1  # streams of random numbers
 
 
@@ -24,13 +25,15 @@ class Sampling:
 
     Args:
         patch: Voxels (i, j, k).
-        foreground: Share of patches placed on a voxel of a class, the class drawn evenly.
         seed: All draws come from it.
+        margin: Voxels of context around the patch that the image has and the label has not.
+        roi: Whether to sample in the region of interest.
     """
 
     patch: tuple[int, int, int]
-    foreground: float
     seed: int
+    margin: tuple[int, int, int] = (0, 0, 0)
+    roi: bool = False
 
     def case(self, n: int, cases: int) -> int:
         """The case of the n-th patch: each once an epoch, in a new order."""
@@ -41,32 +44,19 @@ class Sampling:
         """The random numbers of the n-th patch."""
         return np.random.default_rng([self.seed, _PATCH, n])
 
-    def start(self, rng: np.random.Generator, shape: Sequence[int], voxels: Array) -> Start:
-        """The first voxel of a patch; negative or overhanging where the volume is smaller.
-
-        Args:
-            rng: Of this patch.
-            shape: Voxels of the volume (I, J, K).
-            voxels: (V, 2) class and flat index of some voxels of each class.
-        """
-        if rng.random() < self.foreground and len(voxels):
-            chosen = rng.choice(np.unique(voxels[:, 0]))
-            index = rng.choice(voxels[voxels[:, 0] == chosen, 1])
-            centre = np.unravel_index(int(index), tuple(shape))
-            wanted = [
-                int(c - rng.integers(p // 4, min(p - p // 4 + 1, p)))
-                for c, p in zip(centre, self.patch, strict=True)
-            ]
-        else:
-            wanted = [
-                int(rng.integers(0, max(n - p, 0) + 1))
-                for n, p in zip(shape, self.patch, strict=True)
-            ]
+    def start(self, sampler: Sampler, rng: np.random.Generator, site: Site) -> Start:
+        """The first voxel of a patch; negative or overhanging where the volume is smaller."""
         i, j, k = (
             min(max(w, 0), n - p) if n >= p else (n - p) // 2
-            for w, n, p in zip(wanted, shape, self.patch, strict=True)
+            for w, n, p in zip(sampler(rng, site), site.shape, self.patch, strict=True)
         )
         return i, j, k
+
+    def grown(self, start: Start) -> tuple[Start, tuple[int, int, int]]:
+        """The first voxel and the size of a patch with its margin."""
+        i, j, k = (s - m for s, m in zip(start, self.margin, strict=True))
+        a, b, c = (p + 2 * m for p, m in zip(self.patch, self.margin, strict=True))
+        return (i, j, k), (a, b, c)
 
 
 @lru_cache(maxsize=2)
@@ -89,3 +79,21 @@ def cut(volume: Array, start: Start, patch: Sequence[int], *, edge: bool) -> Arr
         return inner
     pads = [(0, 0)] * (volume.ndim - 3) + missing
     return np.pad(inner, pads, mode="edge" if edge else "constant")
+
+
+def spread(weights: Array, most: int) -> Array:
+    """Flat indices of voxels, each as often as its weight asks: systematic resampling.
+
+    Args:
+        weights: At least 0, not all 0; any shape. Of a mask, all its voxels come as often.
+        most: How many indices; of a mask no more than it has voxels.
+    """
+    places = np.flatnonzero(weights)
+    if weights.dtype == bool:
+        every = max(-(-len(places) // most), 1)
+        evenly: Array = places[::every]
+        return evenly
+    mass = np.cumsum(weights.ravel()[places], dtype=np.float64)
+    ticks = (np.arange(most) + 0.5) * (mass[-1] / most)
+    picked: Array = places[np.searchsorted(mass, ticks)]
+    return picked

@@ -15,7 +15,7 @@ from medseg.config.source import dotted
 from medseg.errors import ConfigError
 from medseg.inference.steps import build_all
 from medseg.inference.window import check_patch
-from medseg.networks.assembly import Network, build_network
+from medseg.networks.assembly import Network, beyond, build_network
 from medseg.networks.describe import output_shapes
 from medseg.networks.load_report import LoadReport
 from medseg.networks.pretrained import load_pretrained
@@ -59,6 +59,11 @@ class Setup:
     pretrained: LoadReport | None
 
     @property
+    def classes(self) -> int:
+        """Channels of the network's output, background included."""
+        return len(self.dataset.labels.values) + 1
+
+    @property
     def preprocessor(self) -> Preprocessor:
         """What happens to each case first."""
         return Preprocessor(self.config.preprocess, self.spacing, self.config.plugins)
@@ -99,7 +104,9 @@ def set_up(
     loss = DeepSupervision(loss, network.output_weights)
     _try_components(config, dataset.labels)
     with suppress(NotImplementedError):  # of an operation that cannot be tried without computing
-        output_shapes(network, channels, config.train.patch, config.train.batch)
+        output_shapes(
+            network, channels, beyond(config.train.patch, network.margin), config.train.batch
+        )
     with _errors_within("model"):
         pretrained = (
             load_pretrained(network, config.model, dataset.channels) if take_weights else None

@@ -40,7 +40,7 @@ train:
   patch: [24, 24, 24]
   batch: 4
   budget: {steps: 200}
-  foreground: 0.7
+  sampler: {name: balanced, foreground: 0.7}
   lr: 5e-3
   validate_every: 100
   precision: fp32

@@ -34,7 +34,7 @@ RECIPE: dict[str, Any] = {
         "patch": [24, 24, 24],
         "batch": 4,
         "budget": {"steps": 160},
-        "foreground": 0.7,
+        "sampler": {"name": "balanced", "foreground": 0.7},
         "lr": 5e-3,
         "validate_every": 160,
         "precision": "fp32",

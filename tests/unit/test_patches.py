@@ -16,7 +16,7 @@ from medseg.config.schema import ComponentSpec, Train
 from medseg.errors import DataError, PluginError
 from medseg.registry import TRANSFORMS
 from medseg.training.cache import CachedCase
-from medseg.training.dataset import Patches, batches
+from medseg.training.dataset import Patches, Recipe, batches
 from medseg.training.sampling import Sampling
 
 PLUGIN = """
@@ -75,9 +75,18 @@ def cases(tmp_path: Path, rng: np.random.Generator) -> tuple[CachedCase, ...]:
     return tuple(made)
 
 
-def patches(cases: Any, *transforms: ComponentSpec, plugin: str = "", **sampling: Any) -> Patches:
-    options = {"patch": (8, 8, 8), "foreground": 0.5, "seed": 3, **sampling}
-    return Patches(cases, Sampling(**options), transforms, (plugin,) if plugin else ())
+def patches(
+    cases: Any,
+    *transforms: ComponentSpec,
+    plugin: str = "",
+    sampler: str = "balanced",
+    options: dict[str, Any] | None = None,
+    **sampling: Any,
+) -> Patches:
+    given = {"patch": (8, 8, 8), "seed": 3, **sampling}
+    spec = ComponentSpec(name=sampler, **options or {})
+    references = (plugin,) if plugin else ()
+    return Patches(cases, Recipe(Sampling(**given), spec, 2, transforms, references))
 
 
 def settings(workers: int = 0, method: str = "fork", **options: Any) -> Train:
@@ -121,6 +130,48 @@ def test_small_volumes_are_filled_up(cases: Any) -> None:
         assert set(np.unique(patch["image"][0])) == set(np.unique(case.image()[0]))
 
 
+def test_the_margin_is_the_volumes_own_context(cases: Any) -> None:
+    """What lies around a patch is what lies around it in the volume; beyond that its edge."""
+    plain, wide = patches(cases), patches(cases, margin=(3, 0, 5))
+    for n in range(10):
+        inner, outer = plain[n], wide[n]
+        assert outer["image"].shape == (2, 14, 8, 18)
+        assert outer["label"].shape == (14, 8, 18)
+        middle = (slice(3, -3), slice(None), slice(5, -5))
+        assert torch.equal(outer["image"][:, *middle], inner["image"])
+        assert torch.equal(outer["label"][middle], inner["label"])
+        assert np.array_equal(wide.target(n), inner["label"])
+        whole = cases[plain.sampling.case(n, 5)].image()
+        padded = np.pad(whole, ((0, 0), (20, 20), (20, 20), (20, 20)), mode="edge")
+        (i, j, k), *_ = np.argwhere(whole[0] == outer["image"][0, 6, 4, 9].numpy()) + 20
+        context = padded[:, i - 6 : i + 8, j - 4 : j + 4, k - 9 : k + 9]
+        np.testing.assert_array_equal(outer["image"], context)
+
+
+def test_a_case_is_resized_to_the_patch(cases: Any) -> None:
+    data = patches(cases, sampler="resize", patch=(7, 6, 8))
+    for n in range(5):
+        patch, case = data[n], cases[data.sampling.case(n, 5)]
+        assert patch["image"].shape == (2, 7, 6, 8)
+        assert patch["image"].mean() == pytest.approx(case.image().mean(), abs=0.2)
+        assert 0 < patch["label"].double().mean() < 4 * case.label().mean()
+        assert np.array_equal(data.target(n), patch["label"])
+
+
+def test_regions_and_maps_of_a_case_are_sampled(cases: Any) -> None:
+    for case in cases:
+        mask = np.zeros(case.label().shape, bool)
+        mask[10, 9, 1:3] = True
+        np.save(case.folder / "mask.npy", mask)
+        np.save(case.folder / "weights.npy", np.where(case.label() > 0, 2.5, 0).astype(np.float32))
+    inside = patches(cases, sampler="uniform", patch=(1, 1, 1), roi=True)
+    weighted = patches(cases, sampler="weighted", patch=(1, 1, 1))
+    for n in range(20):
+        case = cases[inside.sampling.case(n, 5)]
+        assert inside[n]["image"][0, 0, 0, 0].item() in case.image()[0, 10, 9, 1:3]
+        assert weighted[n]["label"].all()
+
+
 def test_each_case_comes_once_an_epoch(cases: Any) -> None:
     data = patches(cases)
     for epoch in range(3):
@@ -131,7 +182,7 @@ def test_each_case_comes_once_an_epoch(cases: Any) -> None:
 def test_the_share_of_foreground_is_what_was_asked(cases: Any) -> None:
     shares = []
     for foreground in (0.0, 1.0):
-        data = patches(cases, patch=(4, 4, 4), foreground=foreground)
+        data = patches(cases, patch=(4, 4, 4), options={"foreground": foreground})
         shares.append(np.mean([bool(data[n]["label"].any()) for n in range(200)]))
     assert shares[1] == 1
     assert shares[0] < 0.7
