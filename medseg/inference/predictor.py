@@ -118,7 +118,7 @@ class Predictor:
             image=case.image,
             affine=case.reference.affine,
             probabilities=shares,
-            mask=case.mask,
+            mask=prepared.region,
         )
 
     def probabilities(self, prepared: Prepared) -> Array:

@@ -20,7 +20,7 @@ from medseg.volumes.dataset import IGNORE_INDEX, Case, Dataset
 from medseg.volumes.image import Array
 from medseg.volumes.load import load_case
 
-_VERSION = 1  # raise when what a cached case holds changes
+_VERSION = 2  # raise when what a cached case holds changes
 _VOXELS_PER_CLASS = 20_000
 
 
@@ -32,11 +32,13 @@ class CachedCase:
         id: The case's name.
         folder: Where its arrays lie.
         spacing: Voxel size in mm.
+        has_mask: Whether it has a region of interest.
     """
 
     id: str
     folder: Path
     spacing: Spacing
+    has_mask: bool = False
 
     def image(self) -> Array:
         """(C, I, J, K) float32."""
@@ -45,6 +47,10 @@ class CachedCase:
     def label(self) -> Array:
         """(I, J, K) uint8 class indices."""
         return self._open("label")
+
+    def mask(self) -> Array | None:
+        """(I, J, K) bool, the region of interest; None: the case has none."""
+        return self._open("mask") if self.has_mask else None
 
     def voxels(self) -> Array:
         """(V, 2) class and flat index of some voxels of each foreground class."""
@@ -85,18 +91,19 @@ def fill(
         place = folder / f"{case.id}-{_key(case, dataset, preprocessor)[:16]}"
         if not place.exists():
             _store(place, preprocessor(load_case(case, dataset)))
-        done.append(CachedCase(case.id, place, _spacing(place, case.id)))
+        done.append(_opened(place, case.id))
         tick()
     return tuple(done)
 
 
-def _spacing(place: Path, case: str) -> Spacing:
+def _opened(place: Path, case: str) -> CachedCase:
     file = place / "case.json"
     try:
-        i, j, k = read_json(file)["spacing"]
+        about = read_json(file)
+        i, j, k = about["spacing"]
+        return CachedCase(case, place, (i, j, k), bool(about["mask"]))
     except (DataError, KeyError, TypeError, ValueError) as error:
         raise _damaged(file, case, error) from error
-    return i, j, k
 
 
 def _damaged(file: Path, case: str, error: Exception) -> DataError:
@@ -124,7 +131,10 @@ def _store(place: Path, prepared: Prepared) -> None:
         if prepared.label is not None:
             np.save(partial / "label.npy", prepared.label, allow_pickle=False)
             np.save(partial / "voxels.npy", _voxels(prepared.label), allow_pickle=False)
-        write_json(partial / "case.json", {"spacing": prepared.spacing})
+        if prepared.mask is not None:
+            np.save(partial / "mask.npy", prepared.mask, allow_pickle=False)
+        about = {"spacing": prepared.spacing, "mask": prepared.mask is not None}
+        write_json(partial / "case.json", about)
         _reveal(partial, place)
     except OSError as error:
         raise DataError(place, f"cannot be written: {error.strerror or error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import nn
@@ -23,6 +24,7 @@ from medseg.registry import LOSSES, TRANSFORMS
 from medseg.training.finetune import FineTuning
 from medseg.training.losses import DeepSupervision
 from medseg.training.short_axes import ShortAxesInFloat32
+from medseg.transforms import foreground
 from medseg.transforms.preprocess import Preprocessor, Spacing
 from medseg.volumes import cases
 from medseg.volumes.check import CheckReport, check_cases
@@ -111,7 +113,8 @@ def set_up(
         pretrained = (
             load_pretrained(network, config.model, dataset.channels) if take_weights else None
         )
-    report = check_cases(dataset, need_labels=True, train=ids.train, progress=tick)
+    region = partial(foreground.with_mask, rule=config.preprocess.mask)
+    report = check_cases(dataset, need_labels=True, train=ids.train, progress=tick, region=region)
     report.raise_problems()
     spacing = _spacing(config, report, ids)
     return Setup(config, dataset, ids, report, spacing, network, loss, tuning, pretrained)

@@ -1,7 +1,7 @@
 """From a case as stored to what a network sees, and a prediction's way back.
 
-The steps are: orient the axes, crop, resample, normalise. All but the last are recorded in a
-`Route`, whose `back` takes class probabilities to the input's grid.
+The steps are: find the region of interest, orient the axes, crop, resample, normalise. Those that
+move voxels are recorded in a `Route`, whose `back` takes class probabilities to the input's grid.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from scipy import ndimage
 
 from medseg import plugins
 from medseg.config.schema import ComponentSpec, Preprocess
-from medseg.errors import PluginError
+from medseg.errors import DataError, PluginError
 from medseg.registry import TRANSFORMS
+from medseg.transforms import foreground
 from medseg.volumes.geometry import Reorient, voxel_size
 from medseg.volumes.image import Array
 from medseg.volumes.load import LoadedCase
@@ -68,12 +69,16 @@ class Prepared:
         label: (I, J, K) uint8 class indices, if the case has a label.
         spacing: Voxel size in mm.
         route: The way back.
+        mask: (I, J, K) bool, the region of interest, if there is one; never empty.
+        region: The same on the input's grid.
     """
 
     image: Array
     label: Array | None
     spacing: Spacing
     route: Route
+    mask: Array | None = None
+    region: Array | None = None
 
 
 class Preprocessor:
@@ -93,7 +98,12 @@ class Preprocessor:
         self._normalise = [_build(spec) for spec in settings.normalise]
 
     def __call__(self, case: LoadedCase) -> Prepared:
-        """Prepare one case."""
+        """Prepare one case.
+
+        Raises:
+            DataError: Nothing is left within its region of interest.
+        """
+        case = foreground.with_mask(case, self.settings.mask)
         affine, shape = case.reference.affine, case.reference.shape
         reorient = Reorient.to(affine, self.settings.orientation)
         image, label, mask = (
@@ -107,7 +117,7 @@ class Preprocessor:
         target = self._shape(image.shape[1:], stored)
         data = {"image": resample(image, target, order=1)}
         if mask is not None:
-            data["mask"] = resample(mask[None].astype(np.float32), target, order=1)[0] > 0.5
+            data["mask"] = mask = _resampled_mask(mask, target, case)
         for transform in self._normalise:
             data = transform(data)
             if data["image"].shape[1:] != target:
@@ -120,6 +130,8 @@ class Preprocessor:
             label=None if label is None else resample_label(label, target),
             spacing=stored if self.spacing is None else self.spacing,
             route=Route(shape, reorient, box, target),
+            mask=mask,
+            region=case.mask,
         )
 
     def _shape(self, shape: Sequence[int], stored: Spacing) -> Shape:
@@ -162,6 +174,18 @@ def resample_label(label: Array, shape: Sequence[int]) -> Array:
         out[share > best] = value
         np.maximum(best, share, out=best)
     return out
+
+
+def _resampled_mask(mask: Array, shape: Shape, case: LoadedCase) -> Array:
+    resampled: Array = resample(mask[None].astype(np.float32), shape, order=1)[0] > 0.5
+    if not resampled.any():
+        raise DataError(
+            case.reference.path,
+            f"its region of interest, {np.count_nonzero(mask)} voxels, is too small for the "
+            f"network's grid of {shape}: nothing is left; mend the mask, or set a smaller "
+            "preprocess.spacing",
+        )
+    return resampled
 
 
 def _smooth(channel: Array, zoom: Sequence[float]) -> Array:

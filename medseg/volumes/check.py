@@ -67,6 +67,7 @@ def check_cases(
     progress: Callable[[], None] | None = None,
     train: Collection[str] | None = None,
     threads: int = 2,
+    region: Callable[[LoadedCase], LoadedCase] | None = None,
 ) -> CheckReport:
     """Read every file of every case once, and collect what is wrong.
 
@@ -76,10 +77,11 @@ def check_cases(
         progress: Called after each case.
         train: Ids in which every class must occur; None: all.
         threads: Cases read at the same time; decompression runs beside Python.
+        region: Gives a loaded case its region of interest, or says by a DataError why it cannot.
     """
 
     def check(case: Case) -> CaseReport:
-        return _check(case, dataset, need_labels)
+        return _check(case, dataset, need_labels, region)
 
     reports = []
     with ThreadPoolExecutor(threads) as pool:
@@ -91,13 +93,19 @@ def check_cases(
     return CheckReport(tuple(reports), tuple(problems))
 
 
-def _check(case: Case, dataset: Dataset, need_labels: bool) -> CaseReport:
+def _check(
+    case: Case,
+    dataset: Dataset,
+    need_labels: bool,
+    region: Callable[[LoadedCase], LoadedCase] | None,
+) -> CaseReport:
     problems: list[DataError] = []
     if need_labels and case.label is None:
         reason = f"case {case.id!r} has no label: set data.label to where the labels are"
         problems.append(DataError(case.channels[0].path, reason))
     try:
         loaded = load_case(case, dataset)
+        loaded = loaded if region is None else region(loaded)
     except DataError as error:
         return CaseReport(case.id, problems=(*problems, error))
     except DataErrors as errors:
@@ -130,8 +138,9 @@ def _count(label: Indices, dataset: Dataset) -> dict[int, int]:
 def _outside(case: Case, loaded: LoadedCase) -> tuple[str, ...]:
     if loaded.label is None or loaded.mask is None:
         return ()
+    where = case.mask or "the computed region of interest"
     outside = int(np.count_nonzero((loaded.label > 0) & ~loaded.mask))
-    return (f"{case.label}: {outside} labelled voxels lie outside {case.mask}",) if outside else ()
+    return (f"{case.label}: {outside} labelled voxels lie outside {where}",) if outside else ()
 
 
 def _absent(

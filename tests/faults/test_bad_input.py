@@ -111,6 +111,17 @@ def all_nan(data: Path) -> dict[str, Any]:
     return {}
 
 
+def no_foreground(data: Path) -> dict[str, Any]:
+    for channel in ("0000", "0001"):
+        path = data / "imagesTr" / f"head_004_{channel}.nii.gz"
+        change(path, np.full(nib.load(path).shape, 7, np.float32))
+    return {"preprocess.mask": "otsu_plus"}
+
+
+def no_region(data: Path) -> dict[str, Any]:
+    return {"preprocess.mask": "file"}
+
+
 def unknown_in_split(data: Path) -> dict[str, Any]:
     split = data / "split.json"
     split.write_text(json.dumps({"train": ["head_001", "head_009"], "validation": ["head_002"]}))
@@ -160,6 +171,11 @@ WRONG: list[tuple[Spoil, list[str]]] = [
     (no_cases, ["data", "no"]),
     (truncated, ["imagesTr/head_004_0000.nii.gz", "truncated", "copy it again"]),
     (all_nan, ["imagesTr/head_004_0000.nii.gz", "no voxel is finite"]),
+    (
+        no_foreground,
+        ["imagesTr/head_004_0000.nii.gz", "otsu_plus finds no foreground", "data.mask"],
+    ),
+    (no_region, ["imagesTr/head_001_0000.nii.gz", "preprocess.mask: file", "set data.mask"]),
     (unknown_in_split, ["split.json", "head_009"]),
     (odd_patch, ["train.patch [16, 18, 16]", "divisible by [4, 4, 4]", "try [16, 16, 16]"]),
     (tiny_patch, ["(4, 4, 4)", "double one axis"]),

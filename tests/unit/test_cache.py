@@ -49,6 +49,26 @@ def test_a_cached_case_is_the_prepared_one(setup: Setup, tmp_path: Path) -> None
         assert len(places) == np.count_nonzero(prepared.label)  # few enough to be kept all
 
 
+def test_the_region_of_interest_is_kept(recipe: Recipe, tmp_path: Path) -> None:
+    setup = set_up(load(recipe(**{"preprocess.mask": "otsu_plus"})))
+    (stored, _), (case, _) = fill(setup, tmp_path), setup.dataset.cases[:2]
+    prepared = setup.preprocessor(load_case(case, setup.dataset))
+    mask = stored.mask()
+    assert isinstance(mask, np.memmap)
+    assert mask.dtype == bool
+    assert 0 < mask.mean() < 1
+    np.testing.assert_array_equal(mask, prepared.mask)
+    (stored.folder / "mask.npy").unlink()
+    with pytest.raises(DataError, match=r"mask\.npy.*delete the folder"):
+        fill(setup, tmp_path)[0].mask()
+
+
+def test_a_case_without_a_region_has_none(setup: Setup, tmp_path: Path) -> None:
+    (stored, _) = fill(setup, tmp_path)
+    assert stored.mask() is None
+    assert not (stored.folder / "mask.npy").exists()
+
+
 def test_what_is_there_is_not_made_again(
     setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,11 +84,12 @@ def test_another_input_or_setting_makes_another_entry(recipe: Recipe, tmp_path: 
         {},
         {"preprocess.spacing": [4, 4, 5]},
         {"preprocess.crop": "foreground"},
+        {"preprocess.mask": "otsu_plus"},
         {"preprocess.normalise": [{"name": "zscore"}]},
     ):
         setup = set_up(load(recipe(**settings)))
         seen.add(fill(setup, tmp_path / "cache")[0].folder)
-    assert len(seen) == 4
+    assert len(seen) == 5
 
 
 def test_another_voxel_makes_another_entry(recipe: Recipe, heads: Path, tmp_path: Path) -> None:

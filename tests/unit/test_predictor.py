@@ -20,6 +20,7 @@ from medseg.inference.predictor import Predictor, pick_device
 from medseg.networks.checkpoint import Tuned, load, set_tuned
 from medseg.postprocess.prediction import Prediction
 from medseg.registry import POSTPROCESSORS
+from medseg.transforms.foreground import foreground
 from medseg.volumes.dataset import Case, Channel
 
 Model = Callable[..., Path]
@@ -159,6 +160,16 @@ def test_the_region_of_interest_reaches_the_steps(network: Path, files: list[Pat
     case = predictor.load_case(Case("a", tuple(map(Channel, files))))
     mask = case.image[0] > case.image[0].mean()
     assert predictor.predict_case(replace(case, mask=mask)).mask is mask
+
+
+def test_a_computed_region_reaches_the_steps_on_the_inputs_grid(
+    model: Model, files: list[Path]
+) -> None:
+    predictor = Predictor.load(model(**{"preprocess.mask": "otsu_plus"}))
+    case = predictor.load_case(Case("a", tuple(map(Channel, files))))
+    mask = predictor.predict_case(case).mask
+    assert mask is not None
+    np.testing.assert_array_equal(mask, foreground(case.image, "otsu_plus"))
 
 
 def test_steps_that_need_probabilities_get_them(

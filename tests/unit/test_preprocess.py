@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from medseg.config.schema import ComponentSpec, Preprocess
+from medseg.errors import DataError
 from medseg.transforms.preprocess import Preprocessor, Route, resample, resample_label
 from medseg.volumes.geometry import Reorient
 from medseg.volumes.image import Image
@@ -227,3 +228,48 @@ def test_a_route_without_changes_gives_back_what_it_got(rng: np.random.Generator
     route = Route((3, 4, 5), Reorient((0, 1, 2), (False,) * 3), everything, (3, 4, 5))
     shares = rng.random((2, 3, 4, 5))
     np.testing.assert_array_equal(route.back(shares), shares)
+
+
+def head(rng: np.random.Generator) -> np.ndarray:
+    """A bright cube of 8 voxels in the middle of dark noise."""
+    image = rng.uniform(0, 1, size=(1, 16, 16, 16))
+    image[:, 4:12, 4:12, 4:12] += 50
+    return image
+
+
+def test_a_computed_region_is_what_later_steps_go_by(rng: np.random.Generator) -> None:
+    spec = ComponentSpec(name="zscore", region="mask")
+    prepared = prepare(
+        case(head(rng), oriented("LPS", (1, 1, 2))),
+        (2, 2, 2),
+        mask="otsu_plus",
+        crop="foreground",
+        normalise=(spec,),
+    )
+    assert prepared.region.shape == (16, 16, 16)  # on the input's grid
+    assert prepared.region[2:14, 4:12, 4:12].any()
+    assert prepared.image.shape[1:] == prepared.mask.shape == (6, 6, 12)  # 12 voxels: cube and 2
+    assert (prepared.image[0][~prepared.mask] == 0).all()
+    assert abs(float(prepared.image[0][prepared.mask].mean())) < 1e-5
+
+
+def test_a_region_lies_where_the_image_lies(rng: np.random.Generator) -> None:
+    mask = rng.random((9, 8, 7)) < 0.3
+    prepared = prepare(case(mask[None] * 5.0, oriented("PIR", (1, 2, 3)), mask=mask))
+    np.testing.assert_array_equal(prepared.mask, prepared.image[0] > 0)
+    np.testing.assert_array_equal(prepared.region, mask)
+
+
+def test_without_a_region_there_is_none(rng: np.random.Generator) -> None:
+    prepared = prepare(case(head(rng), np.eye(4)))
+    assert prepared.mask is None
+    assert prepared.region is None
+
+
+def test_a_region_that_the_networks_grid_cannot_show_is_an_error(
+    rng: np.random.Generator,
+) -> None:
+    mask = np.zeros((16, 16, 16), bool)
+    mask[8, 8, 8] = True
+    with pytest.raises(DataError, match=r"x\.nii: .*1 voxels.*\(4, 4, 4\).*preprocess\.spacing"):
+        prepare(case(head(rng), np.eye(4), mask=mask), (4, 4, 4))
