@@ -196,7 +196,7 @@ def unknown(kind: str, wrong: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(wrong, known, n=_NEAREST)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    if len(known) > _MANY:
+    if len(known) > _MANY and kind != "key":
         others = f"near: {', '.join(near)}; " if len(near) > 1 else ""
         return f"unknown {kind} {wrong!r}{hint} ({others}{len(known)} known, see `medseg plugins`)"
     return f"unknown {kind} {wrong!r}{hint} (known: {', '.join(known) or 'none'})"

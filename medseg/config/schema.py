@@ -107,6 +107,17 @@ class Config(Section):
     )
     evaluation: Evaluation = Field(Evaluation(), description="what is measured")
 
+    @field_validator("train", "inference", "evaluation")
+    @classmethod
+    def _has_a_region(cls, section: Section, info: ValidationInfo) -> Section:
+        known = [info.data[key].mask for key in ("data", "preprocess") if key in info.data]
+        if getattr(section, "roi", False) and known == [None, None]:
+            raise ValueError(
+                "roi needs a region of interest: set data.mask, or preprocess.mask to have one "
+                "computed"
+            )
+        return section
+
     @field_validator("postprocess")
     @classmethod
     def _protects_classes(

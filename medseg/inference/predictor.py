@@ -112,6 +112,12 @@ class Predictor:
                 + ", ".join(self.checkpoint.channels),
             )
         prepared = self._preprocess(case)
+        if self.config.inference.roi and prepared.mask is None:
+            raise DataError(
+                case.reference.path,
+                "no mask is given with it, and this model predicts inside a region of interest: "
+                "give the mask as in training, or inference.roi=false",
+            )
         shares = prepared.route.back(self.probabilities(prepared))
         return Prediction(
             labels=shares.argmax(0).astype(np.uint8),
@@ -126,7 +132,7 @@ class Predictor:
         image = torch.from_numpy(prepared.image).to(self.device)
         settings, roi = self.config.inference, None
         if settings.roi:
-            assert prepared.mask is not None  # refused before
+            assert prepared.mask is not None  # `raw` has refused a case without
             roi = torch.from_numpy(prepared.mask).to(self.device)
         result = predict_volume(
             self.network, image, settings, self.config.train.patch, self.divisor,

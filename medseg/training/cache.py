@@ -56,10 +56,6 @@ class CachedCase:
         """(V, 2) class and flat index of some voxels of each foreground class."""
         return self._open("voxels")
 
-    def mask(self) -> Array | None:
-        """(I, J, K) bool, the region of interest, where there is one."""
-        return self._open("mask") if (self.folder / "mask.npy").exists() else None
-
     def weights(self) -> Array | None:
         """(I, J, K) float32, where patches are to be drawn, where there is such a map."""
         return self._open("weights") if (self.folder / "weights.npy").exists() else None

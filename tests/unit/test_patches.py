@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,7 @@ def test_regions_and_maps_of_a_case_are_sampled(cases: Any) -> None:
         mask[10, 9, 1:3] = True
         np.save(case.folder / "mask.npy", mask)
         np.save(case.folder / "weights.npy", np.where(case.label() > 0, 2.5, 0).astype(np.float32))
+    cases = [replace(case, has_mask=True) for case in cases]
     inside = patches(cases, sampler="uniform", patch=(1, 1, 1), roi=True)
     weighted = patches(cases, sampler="weighted", patch=(1, 1, 1))
     for n in range(20):

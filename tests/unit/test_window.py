@@ -158,3 +158,99 @@ def test_a_window_that_the_strides_do_not_divide_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"inference\.patch \[8, 10, 16\].*\[8, 4, 4\].*try") as e:
         check_patch(config, (8, 4, 4))
     assert e.value.path == ("inference", "patch")
+
+
+class Valid(nn.Module):
+    """Two convolutions without padding: logits are two voxels shorter at each end than the input."""
+
+    margin = (2, 2, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv3d(1, 4, (3, 3, 1)), nn.Conv3d(4, 3, 3)
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        self.shapes.append(tuple(x.shape))
+        return (self.second(self.first(x).tanh()),)
+
+
+@pytest.mark.parametrize("mode", ["window", "whole"])
+@pytest.mark.parametrize("shape", [(20, 17, 13), (5, 6, 21)])
+@pytest.mark.parametrize("flip", [(), (0, 2)])
+def test_a_margin_is_read_from_the_volume(mode: str, shape: Any, flip: Any) -> None:
+    """Windows of a network that pads nothing, put together, are its pass over the whole volume."""
+    net, image = Valid(), volume(*shape)
+    padded = nn.functional.pad(image[None], (1, 1, 2, 2, 2, 2), mode="replicate")
+    with torch.no_grad():
+        expected = net(padded)[0][0].softmax(0)
+    out = predict(net, image, mode=mode, overlap=0.25)
+    torch.testing.assert_close(out, expected)
+    if mode == "window":
+        assert set(net.shapes[1:]) == {(1, 1, 12, 12, 10)}
+    assert predict(net, image, mode=mode, flip=flip).sum(0).allclose(torch.ones(shape))
+
+
+def region(*shape: int, box: tuple[slice, ...]) -> Tensor:
+    roi = torch.zeros(shape, dtype=torch.bool)
+    roi[box] = True
+    return roi
+
+
+@pytest.mark.parametrize("make", [Net, Valid])
+@pytest.mark.parametrize("mode", ["window", "whole"])
+def test_a_region_is_predicted_and_the_rest_is_background(make: Any, mode: str) -> None:
+    net, image = make(), volume(40, 36, 32)
+    roi = region(40, 36, 32, box=(slice(13, 23), slice(3, 30), slice(20, 29)))
+    roi[15:20, 10:20] = False
+    out = predict_volume(net.eval(), image, settings(mode=mode), PATCH, (4, 4, 4), roi=roi)
+    count = len(net.shapes)
+    everywhere = predict(net, image, mode=mode)
+    assert torch.equal(out[:, ~roi], torch.eye(3)[0][:, None].expand(3, int((~roi).sum())))
+    inner = roi & ~region(40, 36, 32, box=(slice(13, 14), ...)) if make is Net else roi
+    if make is Valid:  # what a voxel gets does not depend on where its window lies
+        torch.testing.assert_close(out[:, inner], everywhere[:, inner])
+    assert out[:, roi].argmax(0).bool().any()
+    if mode == "window":
+        assert count < (len(net.shapes) - count) / 3
+
+
+def test_windows_without_a_voxel_of_the_region_are_left_out() -> None:
+    net, image = Net(), volume(32, 8, 8)
+    roi = region(32, 8, 8, box=(slice(0, 3), ...)) | region(32, 8, 8, box=(slice(29, 32), ...))
+    out = predict_volume(net, image, settings(overlap=0), PATCH, (4, 4, 4), roi=roi)
+    assert len(net.shapes) == 2
+    alone = predict(net, image[:, :8])
+    torch.testing.assert_close(out[:, :3], alone[:, :3])
+    flipped = settings(overlap=0, flip=(0,))
+    assert predict_volume(net, image, flipped, PATCH, (4, 4, 4), roi=roi).isfinite().all()
+
+
+def test_a_region_smaller_than_a_window_gets_its_context() -> None:
+    net, image = Net(), volume(32, 32, 32)
+    roi = region(32, 32, 32, box=(slice(16, 18), slice(31, 32), slice(0, 1)))
+    out = predict_volume(net, image, settings(), PATCH, (4, 4, 4), roi=roi)
+    torch.testing.assert_close(
+        out[:, 16:18, 31, 0], predict(net, image[:, 13:21, 24:, :8])[:, 3:5, 7, 0]
+    )
+
+
+def test_a_volume_resized_to_the_window_comes_back_at_its_size() -> None:
+    net, image = Net(), nn.functional.interpolate(volume(4, 4, 4)[None], (16, 12, 20))[0]
+    out = predict(net, image, mode="resize")
+    assert net.shapes == [(1, 1, *PATCH)]
+    assert out.shape == (3, 16, 12, 20)
+    small = nn.functional.interpolate(image[None], PATCH, mode="trilinear")
+    back = nn.functional.interpolate(net.conv(small), (16, 12, 20), mode="trilinear")
+    torch.testing.assert_close(out, back[0].detach().softmax(0))
+
+
+def test_offsets_move_the_odds() -> None:
+    net, image = Net(), volume(8, 8, 8)
+    offsets = torch.tensor([0.0, 1.5, -2.0])
+    plain, moved = predict(net, image), predict_volume(
+        net, image, settings(), PATCH, (4, 4, 4), offsets=offsets
+    )  # fmt: skip
+    expected = plain * offsets.exp()[:, None, None, None]
+    torch.testing.assert_close(moved, expected / expected.sum(0))
