@@ -161,7 +161,7 @@ def test_a_window_that_the_strides_do_not_divide_is_refused() -> None:
 
 
 class Valid(nn.Module):
-    """Two convolutions without padding: logits are two voxels shorter at each end than the input."""
+    """Two convolutions without padding: logits are shorter than the input at each end."""
 
     margin = (2, 2, 1)
 
