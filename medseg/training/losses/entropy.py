@@ -189,6 +189,6 @@ class TopK(nn.Module):
         most = max(1, int(self.share * target.numel()))
         worst = each.flatten().topk(most).values.clamp_min(0)
         # How many count is known on the device only; asking would make the host wait for it.
-        wanted = (self.share * counted.sum()).floor().clamp_min(1)
+        wanted = (self.share * counted.sum().double()).floor().clamp_min(1).float()
         chosen: Tensor = worst.where(torch.arange(most, device=target.device) < wanted, 0.0)
         return chosen.sum() / wanted
