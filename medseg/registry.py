@@ -235,7 +235,7 @@ def _home(component: Callable[..., Any]) -> str:
 ENCODERS = Registry("encoder", supplies=("in_channels",))
 DECODERS = Registry("decoder", supplies=("channels", "strides"))
 NETWORKS = Registry("network", supplies=("in_channels", "classes"))
-LOSSES = Registry("loss", supplies=("classes",))
+LOSSES = Registry("loss", supplies=("classes", "regions"))
 SAMPLERS = Registry("sampler", supplies=("classes",))
 TRANSFORMS = Registry("transform")
 POSTPROCESSORS = Registry("postprocessor", supplies=("classes",))

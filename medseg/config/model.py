@@ -87,6 +87,10 @@ class Model(Section):
     deep_supervision: Annotated[int, Field(ge=0, le=5)] = Field(
         2, description="how many coarser levels also get a head and a loss"
     )
+    supervision_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
+        None,
+        description="share of each output in the loss, auxiliary maps last; null: halved by level",
+    )
     network: Annotated[Component, Kind("network")] | None = Field(
         None, description="a whole network instead of encoder and decoder"
     )
@@ -100,6 +104,11 @@ class Model(Section):
             raise ValueError("give either encoder and decoder, or network, not both")
         if self.network is None and (self.encoder is None or self.decoder is None):
             raise ValueError("give encoder and decoder, or network")
+        if self.supervision_weights is not None and not any(self.supervision_weights[:1]):
+            raise ValueError(
+                "the first of supervision_weights is that of the output that predictions are made "
+                f"from: it must be above 0, got {list(self.supervision_weights)}"
+            )
         if self.pretrained is not None and self.encoder is not None and self.encoder.pretrained:
             raise ValueError("give pretrained for the model or for its encoder, not both")
         return self

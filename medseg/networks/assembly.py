@@ -64,7 +64,7 @@ class EncoderDecoder(nn.Module):
         self.auxiliary_heads = nn.ModuleList(nn.Conv3d(width, classes, 1) for width in auxiliary)
         weight = float(getattr(encoder, "auxiliary_weight", _AUXILIARY_WEIGHT))
         halves = (0.5**level for level in range(len(widths)))
-        self.output_weights = (*halves, *[weight] * len(auxiliary))
+        self.output_weights: tuple[float, ...] = (*halves, *[weight] * len(auxiliary))
         self.divisor = _divisor(encoder)
         self.margin = ZERO
 
@@ -101,7 +101,7 @@ class EncoderDecoder(nn.Module):
 class WholeNetwork(nn.Module):
     """A network by itself, its output brought into one form.
 
-    `output_weights` is None: each output counts half as much as the one before.
+    `output_weights` are as given; None: each output counts half as much as the one before.
     `margin` is the network's own: the voxels of context, per axis, that its input has on each side
     beyond the patch whose logits it gives; none where it names none.
     `divisor` is of that patch, and found by trying sizes. It is (1, 1, 1) where none was accepted,
@@ -111,13 +111,21 @@ class WholeNetwork(nn.Module):
         network: A network that keeps its contract (`medseg.testing.check_network`).
         in_channels: Channels of its input.
         classes: Channels of its outputs, background included.
+        output_weights: Shares of its outputs in the loss; whether there are as many of them is not
+            known before it runs (`check_output_weights`).
     """
 
-    def __init__(self, network: nn.Module, in_channels: int, classes: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        in_channels: int,
+        classes: int,
+        output_weights: tuple[float, ...] | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.classes = classes
-        self.output_weights = None
+        self.output_weights = output_weights
         self.margin = _margin(network)
         self.divisor = _try_divisors(network, in_channels, self.margin)
 
@@ -168,11 +176,29 @@ def build_network(model: Model, in_channels: int, classes: int, seed: int) -> Ne
             network = _build(
                 NETWORKS, model.network, "network", in_channels=in_channels, classes=classes
             )
-            return WholeNetwork(network, in_channels, classes)
+            return WholeNetwork(network, in_channels, classes, model.supervision_weights)
         encoder = _build(ENCODERS, model.encoder, "encoder", in_channels=in_channels)
         channels, strides = _levels(encoder, "encoder"), _strides(encoder)
         decoder = _build(DECODERS, model.decoder, "decoder", channels=channels, strides=strides)
-        return EncoderDecoder(encoder, decoder, classes, model.deep_supervision)
+        built = EncoderDecoder(encoder, decoder, classes, model.deep_supervision)
+        if model.supervision_weights is not None:
+            check_output_weights(model.supervision_weights, len(built.output_weights))
+            built.output_weights = model.supervision_weights
+        return built
+
+
+def check_output_weights(weights: Sequence[float] | None, outputs: int) -> None:
+    """Refuse weights of another number of outputs.
+
+    Raises:
+        ConfigError: With both numbers.
+    """
+    if weights is not None and len(weights) != outputs:
+        raise ConfigError(
+            f"supervision_weights needs one number for each of the network's {outputs} outputs, "
+            f"the full size first, got {len(weights)}: {list(weights)}",
+            ("supervision_weights",),
+        )
 
 
 def within(size: Sequence[int], margin: Triple) -> Triple:

@@ -16,7 +16,7 @@ from medseg.config.source import dotted
 from medseg.errors import ConfigError
 from medseg.inference.steps import build_all
 from medseg.inference.window import check_patch
-from medseg.networks.assembly import Network, beyond, build_network
+from medseg.networks.assembly import Network, beyond, build_network, check_output_weights
 from medseg.networks.describe import output_shapes
 from medseg.networks.load_report import LoadReport
 from medseg.networks.pretrained import load_pretrained
@@ -102,13 +102,15 @@ def set_up(
         tuning = FineTuning(network, channels, config.train)
     check_patch(config, network.divisor)
     with _errors_within("loss"):
-        loss = LOSSES.build(config.loss.spec(), classes=classes)
+        regions = dataset.labels.regions
+        loss = LOSSES.build(config.loss.spec(), classes=classes, regions=regions)
     loss = DeepSupervision(loss, network.output_weights)
     _try_components(config, dataset.labels)
     with suppress(NotImplementedError):  # of an operation that cannot be tried without computing
-        output_shapes(
-            network, channels, beyond(config.train.patch, network.margin), config.train.batch
-        )
+        size = beyond(config.train.patch, network.margin)
+        shapes = output_shapes(network, channels, size, config.train.batch)
+        with _errors_within("model"):
+            check_output_weights(network.output_weights, len(shapes))
     with _errors_within("model"):
         pretrained = (
             load_pretrained(network, config.model, dataset.channels) if take_weights else None

@@ -104,6 +104,14 @@ class Labels:
         """All label values, ascending: the model's class i + 1 is `values[i]`."""
         return tuple(sorted({value for values in self.classes.values() for value in values}))
 
+    @property
+    def regions(self) -> tuple[tuple[int, ...], ...]:
+        """For each class, or region, the model's classes that make it up."""
+        return tuple(
+            tuple(self.values.index(value) + 1 for value in values)
+            for values in self.classes.values()
+        )
+
     def to_indices(self, labels: npt.NDArray[np.integer], source: str | Path = "label") -> Indices:
         """Turn label values into class indices: 0, 1 to len(values), and IGNORE_INDEX.
 

@@ -24,6 +24,29 @@ RESNET = {"name": "resnet", "widths": [4, 8, 8]}
             "model.decoder.widths: widths needs one positive number per stage: 2, got (4,)",
         ),
         ({"model.deep_supervision": 2}, "model.deep_supervision: deep_supervision 2 needs 3"),
+        (
+            {"model.supervision_weights": [1.0, 0.5, 0.25]},
+            "model.supervision_weights: supervision_weights needs one number for each of the "
+            "network's 2 outputs, the full size first, got 3: [1.0, 0.5, 0.25]",
+        ),
+        (
+            {"model.supervision_weights": [0.0, 1.0]},
+            "the first of supervision_weights is that of the output that predictions are made from",
+        ),
+        (  # of a whole network, how many outputs there are is known once it has run
+            {
+                "model": {
+                    "network": {
+                        "name": "monai",
+                        "net": "UNet",
+                        "options": {"channels": [4, 8], "strides": [2]},
+                    },
+                    "supervision_weights": [1.0, 0.5],
+                }
+            },
+            "model.supervision_weights: supervision_weights needs one number for each of the "
+            "network's 1 outputs, the full size first, got 2: [1.0, 0.5]",
+        ),
         ({"train.freeze": {"levels": 9}}, "train.freeze.levels: the encoder has 3 levels, got 9"),
         (
             {"model.encoder": {**RESNET, "pretrained": {"path": "nowhere.pt"}}},

@@ -17,6 +17,7 @@ from medseg.registry import DECODERS, ENCODERS, NETWORKS
 from medseg_plugins.unet import UNetDecoder
 
 TINY = {"widths": [4, 8, 8], "blocks": [1, 1, 1]}
+DEEP = {"widths": [4, 4, 8, 8], "blocks": [1, 1, 1, 1]}
 
 
 def model(
@@ -84,6 +85,17 @@ def test_too_much_deep_supervision_is_refused() -> None:
     ) as e:
         build_network(model(2), 1, 2, 0)
     assert e.value.path == ("deep_supervision",)
+
+
+def test_outputs_weigh_what_the_config_says() -> None:
+    given = {"supervision_weights": (1.0, 0.25, 0.0)}
+    assert build_network(model(2, **DEEP), 1, 2, 0).output_weights == (1.0, 0.5, 0.25)
+    weighed = model(2, **DEEP).model_copy(update=given)
+    assert build_network(weighed, 1, 2, 0).output_weights == (1.0, 0.25, 0.0)
+    assert build_network(UNET.model_copy(update=given), 1, 2, 0).output_weights == (1.0, 0.25, 0.0)
+    with pytest.raises(ConfigError, match=r"each of the network's 2 outputs.*got 3") as e:
+        build_network(model(1).model_copy(update=given), 1, 2, 0)
+    assert e.value.path == ("supervision_weights",)
 
 
 @pytest.mark.parametrize(
