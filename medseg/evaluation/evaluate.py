@@ -66,7 +66,7 @@ def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str,
     report.write(
         output / "report.html",
         report.Report(job.title, scored, job.settings, job.log, job.facts),
-        lambda case_id: _view(files[case_id], cases[case_id], job.dataset.labels.ignore),
+        lambda case_id: _view(files[case_id], cases[case_id], job.dataset),
     )
     return summary
 
@@ -98,7 +98,7 @@ def _masks(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
         names = [folder / f"{case.id}{ending}" for ending in (".nii.gz", ".nii")]
         there = [name for name in names if name.is_file()]
         if case.label is None:
-            problems.append(DataError(case.channels[0].path, f"case {case.id!r} has no label"))
+            problems.append(DataError(case.files[0], f"case {case.id!r} has no label"))
         elif not there:
             problems.append(
                 DataError(names[0], f"no prediction of case {case.id!r}; run medseg predict first")
@@ -118,10 +118,12 @@ def _pair(mask: Path, case: Case) -> tuple[Image, Image]:
     return prediction, truth
 
 
-def _view(mask: Path, case: Case, ignore: int | None) -> CaseView:
+def _view(mask: Path, case: Case, dataset: Dataset) -> CaseView:
     prediction, truth = _pair(mask, case)
+    ignore = dataset.labels.ignore
     counted = np.ones(truth.shape, dtype=bool) if ignore is None else truth.data != ignore
-    channel = case.channels[0]
+    channel = case.channels[dataset.reference(case)]  # the one that is on the truth's grid
+    assert channel is not None
     stack = nifti.read(channel.path, volumes=channel.index is not None).data
     background = stack if channel.index is None else stack[channel.index]
     return CaseView(

@@ -102,7 +102,7 @@ def _check(
     problems: list[DataError] = []
     if need_labels and case.label is None:
         reason = f"case {case.id!r} has no label: set data.label to where the labels are"
-        problems.append(DataError(case.channels[0].path, reason))
+        problems.append(DataError(case.files[0], reason))
     try:
         loaded = load_case(case, dataset)
         loaded = loaded if region is None else region(loaded)
