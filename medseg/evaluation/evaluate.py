@@ -12,8 +12,9 @@ import numpy as np
 from medseg.config.schema import Evaluation
 from medseg.console import Tick
 from medseg.errors import DataError, raise_all
-from medseg.evaluation import report, scores
+from medseg.evaluation import report, scores, subsets
 from medseg.evaluation.overlay import CaseView
+from medseg.evaluation.subsets import Subset
 from medseg.files import check_writable
 from medseg.volumes import nifti
 from medseg.volumes.dataset import Case, Dataset
@@ -31,6 +32,7 @@ class Job:
         title: Heading of the report.
         log: Records of the training, for the report's curves.
         facts: What else the report should tell; name to value.
+        every_subset: Scores of every subset of the channels, if they were made.
     """
 
     dataset: Dataset
@@ -38,6 +40,7 @@ class Job:
     title: str = "Evaluation"
     log: Sequence[Mapping[str, Any]] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    every_subset: Sequence[Subset] = ()
 
 
 def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str, Any]:
@@ -62,10 +65,16 @@ def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str,
     for case in job.dataset.cases:
         scored.append(_score(files[case.id], case, job))
         tick(f"{case.id}  Dice {scored[-1].dice:.3f}")
-    summary = scores.write(output, scored, job.settings)
+    by_channels = subsets.observed(predictions, job.dataset, scored)
+    more = {"subsets": [subset.as_json() for subset in by_channels]}
+    if job.every_subset:
+        more["every_subset"] = [subset.as_json() for subset in job.every_subset]
+        subsets.write(output, job.every_subset)
+    summary = scores.write(output, scored, job.settings, more)
+    shown = (by_channels, job.every_subset)
     report.write(
         output / "report.html",
-        report.Report(job.title, scored, job.settings, job.log, job.facts),
+        report.Report(job.title, scored, job.settings, job.log, job.facts, *shown),
         lambda case_id: _view(files[case_id], cases[case_id], job.dataset),
     )
     return summary

@@ -137,7 +137,7 @@ class Preprocessor:
             route=Route(shape, reorient, box, target),
             mask=mask,
             region=case.mask,
-            weights=None if weights is None else resample(weights[None], target, order=1)[0],
+            weights=None if weights is None else _weights(weights, target, case),
             missing=case.missing,
         )
 
@@ -193,6 +193,16 @@ def _resampled_mask(mask: Array, shape: Shape, case: LoadedCase) -> Array:
             "preprocess.spacing",
         )
     return resampled
+
+
+def _weights(weights: Array, shape: Shape, case: LoadedCase) -> Array:
+    if not weights.any():
+        raise DataError(
+            case.reference.path,
+            "preprocess.crop cuts away all that has a weight: no patch could be drawn; mend the "
+            "weight map or the mask, or do not crop",
+        )
+    return np.ascontiguousarray(resample(weights[None], shape, order=1)[0])
 
 
 def _blanked(image: Array, missing: tuple[int, ...]) -> Array:

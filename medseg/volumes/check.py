@@ -28,6 +28,7 @@ class CaseReport:
         voxels: Label value: number of voxels; 0 is background; only values that occur.
         notes: What is odd but accepted.
         problems: What must be mended.
+        missing: Names of the channels that it lacks.
     """
 
     id: str
@@ -37,6 +38,7 @@ class CaseReport:
     voxels: dict[int, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     problems: tuple[DataError, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def _check(
         voxels,
         (*loaded.notes, *_outside(case, loaded)),
         tuple(problems),
+        dataset.missing(case),
     )
 
 
