@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medseg.config.data import Missing
 from medseg.config.schema import Config
 from medseg.console import track
 from medseg.errors import DataError, MedsegError
 from medseg.evaluation.evaluate import Job
 from medseg.evaluation.evaluate import evaluate as score
+from medseg.evaluation.subsets import Subset
 from medseg.inference import batch
 from medseg.inference.predictor import Predictor, model_file
 from medseg.inference.steps import Crf
+from medseg.inference.subsets import score_subsets
 from medseg.training import loop
 from medseg.training.run import RunFolder
 from medseg.tuning.result import Result
@@ -56,8 +59,12 @@ def train(
         raise MedsegError(
             f"{len(outcome.failed)} validation cases failed; see {run.validation / batch.FAILURES}"
         )
+    every_subset: tuple[Subset, ...] = ()
+    if config.evaluation.subsets:
+        with track("Subsets", len(validation.cases), quiet=quiet) as tick:
+            every_subset = score_subsets(predictor, validation, tick)
     title = f"{config.name}: validation"
-    job = Job(validation, config.evaluation, title, run.records(), run.facts())
+    job = Job(validation, config.evaluation, title, run.records(), run.facts(), every_subset)
     with track("Evaluate", len(validation.cases), quiet=quiet) as tick:
         summary = score(run.validation, job, run.validation, tick)
     (run.validation / "report.html").replace(run.report)
@@ -73,6 +80,7 @@ def predict(
     plugins: Sequence[str] = (),
     overrides: Sequence[str] = (),
     crf: Crf = "model",
+    missing: Missing | None = None,
     quiet: bool = False,
 ) -> batch.Outcome:
     """Predict a folder, a list of files or a CSV.
@@ -87,6 +95,8 @@ def predict(
         overrides: Settings instead of the model's own, e.g. `inference.overlap=0.25`.
         crf: "model": a CRF runs if the model has one that was found to help (see `tune`); "on": it
             runs; "off": it does not.
+        missing: "refuse": a case that lacks a channel fails; "zero": the channel is taken as 0
+            after normalisation; None: as the model was trained.
         quiet: Show no progress.
 
     Returns:
@@ -95,7 +105,9 @@ def predict(
     Raises:
         MedsegError: The model or the inputs cannot be used at all. A bad case is no error.
     """
-    predictor = Predictor.load(model, device=device, plugins=plugins, overrides=overrides, crf=crf)
+    predictor = Predictor.load(
+        model, device=device, plugins=plugins, overrides=overrides, crf=crf, missing=missing
+    )
     found = cases.find_inputs(Path(inputs), predictor.config.data)
     with track("Predict", len(found), quiet=quiet) as tick:
         return batch.predict_cases(predictor, model_file(model), found, Path(output), tick)

@@ -54,6 +54,10 @@ def _data(setup: Setup) -> Table:
     table = _table("Data")
     table.add_row("cases", f"{len(setup.ids.train)} train, {len(setup.ids.validation)} validate")
     table.add_row("channels", escape(", ".join(setup.dataset.channels)))
+    missing = Counter(", ".join(case.missing) or "none" for case in setup.report.cases)
+    if set(missing) != {"none"}:
+        told = "; ".join(f"{names}: {n} cases" for names, n in missing.most_common())
+        table.add_row("missing", escape(told))
     table.add_row("shape", _range([case.shape for case in found if case.shape], 0))
     table.add_row("voxel size", _range([case.spacing for case in found if case.spacing], 2) + " mm")
     turns = Counter(case.orientation for case in found)

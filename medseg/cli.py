@@ -36,6 +36,13 @@ Overrides = Annotated[
 ]
 
 
+class Missing(StrEnum):
+    """What becomes of a case that lacks a channel."""
+
+    refuse = "refuse"
+    zero = "zero"
+
+
 class Crf(StrEnum):
     """Whether a CRF runs."""
 
@@ -86,6 +93,8 @@ def train(
 
     summary = api.train(loaded, output, device=device, resume=resume)
     console.print(tables.scores(summary, f"{loaded.name}: validation"))
+    if "every_subset" in summary:
+        console.print(tables.subsets(summary["every_subset"], "Every subset of the channels"))
     tables.paths({"Report": output / "report.html", "Masks": output / "validation",
                   "Model": output / "model.safetensors"})  # fmt: skip
 
@@ -101,6 +110,12 @@ def predict(
     crf: Annotated[
         Crf, typer.Option(help="Run a CRF: always, never, or if the model has one that helps.")
     ] = Crf.model,
+    missing: Annotated[
+        Missing | None,
+        typer.Option(
+            help="A case that lacks a channel fails, or is predicted without; else as trained."
+        ),
+    ] = None,
     plugin: Plugins = None,
     overrides: Overrides = None,
 ) -> None:
@@ -109,7 +124,7 @@ def predict(
 
     outcome = api.predict(
         model, inputs, output, device=device, plugins=_here(plugin), overrides=overrides or [],
-        crf=crf.value,
+        crf=crf.value, missing=missing.value if missing else None,
     )  # fmt: skip
     console.print(
         f"{len(outcome.done)} predicted, {len(outcome.kept)} were up to date, "
@@ -138,6 +153,8 @@ def evaluate(
 
     summary = api.evaluate(predictions, loaded, output)
     console.print(tables.scores(summary, f"{summary['cases']} cases"))
+    if len(summary["subsets"]) > 1:
+        console.print(tables.subsets(summary["subsets"], "By the channels that were there"))
     tables.paths({"Report": output / "report.html", "Scores": output / "scores.csv"})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medseg.console import console
+from medseg.evaluation.subsets import channels_of
 from medseg.registry import REGISTRIES, Registry
 
 _TERMINAL = 80  # columns
@@ -41,6 +42,21 @@ def scores(summary: Mapping[str, Any], title: str) -> Table:
     for name, found in classes.items():
         cells = [_number(found[key]["mean"], _SHOWN[key][1]) for key in keys]
         table.add_row(escape(name), *cells)
+    return table
+
+
+def subsets(found: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """Dice by the channels that were there (x), of a summary's `subsets` or `every_subset`."""
+    channels = channels_of(found)
+    table = Table(title=title, title_justify="left")
+    for name in channels:
+        table.add_column(escape(name), justify="center")
+    for name in ("cases", *found[0]["dice"], "mean Dice"):
+        table.add_column(escape(name), justify="right")
+    for subset in found:
+        there = ("x" if name in subset["channels"] else "-" for name in channels)
+        dice = (_number(value, 3) for value in (*subset["dice"].values(), subset["mean_dice"]))
+        table.add_row(*there, str(subset["cases"]), *dice)
     return table
 
 

@@ -15,7 +15,10 @@ from medseg.config.fields import (
     PositiveFloat,
     Section,
 )
+from medseg.registry import unknown
 
+Grids = Literal["refuse", "resample"]
+Missing = Literal["refuse", "zero"]
 _AXIS = dict(zip("LRPAIS", "xxyyzz", strict=True))
 
 
@@ -55,6 +58,18 @@ class Data(Section):
     mask: str | None = Field(
         None, description="file pattern or column of a region of interest; null: none"
     )
+    weights: str | None = Field(
+        None, description="file pattern or column of a map of where patches are drawn; null: none"
+    )
+    reference: str | None = Field(
+        None, description="channel whose grid is the case's; null: the first"
+    )
+    grids: Grids = Field(
+        "refuse", description="a channel on another grid: refuse it, or resample it in mm"
+    )
+    missing: Missing = Field(
+        "refuse", description="a channel that is not there: refuse the case, or take it as zero"
+    )
     classes: dict[str, Labels | Annotated[tuple[Labels, ...], Field(min_length=1)]] | None = Field(
         None,
         description="class name: label value, or a list of them for an overlapping region; "
@@ -72,10 +87,12 @@ class Data(Section):
                 if not getattr(self, key):
                     raise ValueError(f"layout {self.layout!r} needs data.{key}")
         if self.layout == "folder":
-            patterns = [*(self.channels or {}).values(), self.label, self.mask]
-            for pattern in patterns:
+            others = (self.label, self.mask, self.weights)
+            for pattern in (*(self.channels or {}).values(), *others):
                 if pattern is not None and "{id}" not in pattern:
                     raise ValueError(f"the pattern {pattern!r} must contain {{id}}")
+        if self.channels and self.reference not in (None, *self.channels):
+            raise ValueError(f"reference: {unknown('channel', str(self.reference), self.channels)}")
         return self
 
 

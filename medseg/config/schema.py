@@ -79,6 +79,9 @@ class Evaluation(Section):
     lesion_overlap: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="least IoU for a lesion to be found; 0: one voxel"
     )
+    subsets: bool = Field(
+        False, description="after training, also score every subset of the channels"
+    )
 
 
 class Config(Section):

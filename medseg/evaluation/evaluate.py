@@ -12,8 +12,9 @@ import numpy as np
 from medseg.config.schema import Evaluation
 from medseg.console import Tick
 from medseg.errors import DataError, raise_all
-from medseg.evaluation import report, scores
+from medseg.evaluation import report, scores, subsets
 from medseg.evaluation.overlay import CaseView
+from medseg.evaluation.subsets import Subset
 from medseg.files import check_writable
 from medseg.volumes import nifti
 from medseg.volumes.dataset import Case, Dataset
@@ -31,6 +32,7 @@ class Job:
         title: Heading of the report.
         log: Records of the training, for the report's curves.
         facts: What else the report should tell; name to value.
+        every_subset: Scores of every subset of the channels, if they were made.
     """
 
     dataset: Dataset
@@ -38,6 +40,7 @@ class Job:
     title: str = "Evaluation"
     log: Sequence[Mapping[str, Any]] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    every_subset: Sequence[Subset] = ()
 
 
 def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str, Any]:
@@ -62,11 +65,17 @@ def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str,
     for case in job.dataset.cases:
         scored.append(_score(files[case.id], case, job))
         tick(f"{case.id}  Dice {scored[-1].dice:.3f}")
-    summary = scores.write(output, scored, job.settings)
+    by_channels = subsets.observed(predictions, job.dataset, scored)
+    more = {"subsets": [subset.as_json() for subset in by_channels]}
+    if job.every_subset:
+        more["every_subset"] = [subset.as_json() for subset in job.every_subset]
+        subsets.write(output, job.every_subset)
+    summary = scores.write(output, scored, job.settings, more)
+    shown = (by_channels, job.every_subset)
     report.write(
         output / "report.html",
-        report.Report(job.title, scored, job.settings, job.log, job.facts),
-        lambda case_id: _view(files[case_id], cases[case_id], job.dataset.labels.ignore),
+        report.Report(job.title, scored, job.settings, job.log, job.facts, *shown),
+        lambda case_id: _view(files[case_id], cases[case_id], job.dataset),
     )
     return summary
 
@@ -98,7 +107,7 @@ def _masks(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
         names = [folder / f"{case.id}{ending}" for ending in (".nii.gz", ".nii")]
         there = [name for name in names if name.is_file()]
         if case.label is None:
-            problems.append(DataError(case.channels[0].path, f"case {case.id!r} has no label"))
+            problems.append(DataError(case.files[0], f"case {case.id!r} has no label"))
         elif not there:
             problems.append(
                 DataError(names[0], f"no prediction of case {case.id!r}; run medseg predict first")
@@ -118,10 +127,12 @@ def _pair(mask: Path, case: Case) -> tuple[Image, Image]:
     return prediction, truth
 
 
-def _view(mask: Path, case: Case, ignore: int | None) -> CaseView:
+def _view(mask: Path, case: Case, dataset: Dataset) -> CaseView:
     prediction, truth = _pair(mask, case)
+    ignore = dataset.labels.ignore
     counted = np.ones(truth.shape, dtype=bool) if ignore is None else truth.data != ignore
-    channel = case.channels[0]
+    channel = case.channels[dataset.reference(case)]  # the one that is on the truth's grid
+    assert channel is not None
     stack = nifti.read(channel.path, volumes=channel.index is not None).data
     background = stack if channel.index is None else stack[channel.index]
     return CaseView(

@@ -10,11 +10,12 @@ from typing import Any
 from medseg import files
 from medseg.config.schema import Evaluation
 from medseg.errors import DataError
-from medseg.evaluation import figures
+from medseg.evaluation import figures, subsets
 from medseg.evaluation import report_page as page
 from medseg.evaluation.overlay import PREDICTION_COLOUR, TRUTH_COLOUR, CaseView
 from medseg.evaluation.report_tables import case_table, lesion_table, summary_table, text
 from medseg.evaluation.scores import CaseScores, summarise
+from medseg.evaluation.subsets import Subset
 
 DRAWN = 12
 
@@ -29,6 +30,8 @@ class Report:
         settings: How they were measured.
         log: Records of a run's `log.jsonl`, for the training curves.
         facts: What the reader should know of the run, e.g. versions; name to value.
+        subsets: The cases by the channels they were predicted from.
+        every_subset: The same of cases predicted with every subset of the channels on purpose.
     """
 
     title: str
@@ -36,6 +39,8 @@ class Report:
     settings: Evaluation
     log: Sequence[Mapping[str, Any]] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    subsets: Sequence[Subset] = ()
+    every_subset: Sequence[Subset] = ()
 
 
 def write(
@@ -70,6 +75,8 @@ def write(
             lesion_table(summary) + page.card(figures.lesion_sizes(worst_first)),
             _lesion_rule(report.settings),
         ),
+        page.section("Missing channels", subsets.html(report.subsets), _SUBSETS),
+        page.section("Every subset", subsets.html(report.every_subset), _EVERY_SUBSET),
         page.section("Worst cases", _pictures(worst_first[:drawn], view), _PICTURES),
         page.section("All cases, worst first", case_table(worst_first)),
         page.section("How it was measured", _rules(report.settings)),
@@ -117,6 +124,13 @@ def _lesion_rule(settings: Evaluation) -> str:
 
 
 _SUMMARY = "Mean ± standard deviation over the cases."
+
+_SUBSETS = "Mean Dice of the cases by the channels that were there (●) or missing (○)."
+
+_EVERY_SUBSET = (
+    "Mean Dice of all these cases, predicted with every subset of the channels; "
+    "the others (○) were taken as missing."
+)
 
 _PICTURES = (
     f'<i class="key" style="border-color:{TRUTH_COLOUR}"></i>truth &nbsp; '

@@ -125,15 +125,22 @@ def summarise(cases: Sequence[CaseScores]) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, cases: Sequence[CaseScores], settings: Evaluation) -> dict[str, Any]:
+def write(
+    folder: Path,
+    cases: Sequence[CaseScores],
+    settings: Evaluation,
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Write `scores.csv` (a row a case and class) and `summary.json`; return the summary.
 
-    Infinite values are `inf` in the CSV and null in the JSON.
+    `more` is plain values that go into the summary too. Infinite values are `inf` in the CSV and
+    null in the JSON.
 
     Raises:
         DataError: The folder cannot be written.
     """
-    summary = summarise(cases) | {"settings": settings.model_dump(mode="json")}
+    summary = summarise(cases) | dict(more or {})
+    summary["settings"] = settings.model_dump(mode="json")
     rows = [
         {"case": case.case_id, "class": name, **case.row(name)}
         for case in cases

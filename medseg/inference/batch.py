@@ -64,7 +64,13 @@ def predict_cases(
     made_with = _provenance(predictor, model)
     for case in cases:
         try:
-            record = {**made_with, "inputs": {str(p): sha256(p) for p in case.files}}
+            channels = predictor.checkpoint.channels
+            record = {
+                **made_with,
+                "inputs": {str(p): sha256(p) for p in case.files},
+                "channels": list(channels),
+                "missing": [channels[n] for n in case.missing],
+            }
             if _is_current(output, case.id, record):
                 outcome.kept.append(case.id)
             else:
@@ -116,6 +122,7 @@ def _provenance(predictor: Predictor, model: Path) -> dict[str, Any]:
     parts = config.model_dump(mode="json", include={"preprocess", "model", "inference"})
     steps = entries(predictor.checkpoint, predictor.crf)
     parts["postprocess"] = [entry.model_dump(mode="json") for entry in steps]
+    parts["data"] = config.data.model_dump(mode="json", include={"reference", "grids"})
     parts["window"] = config.inference.patch or config.train.patch
     parts["plugins"] = plugins.fingerprint(config.plugins)
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -140,7 +147,7 @@ def _is_current(output: Path, case: str, record: dict[str, Any]) -> bool:
         known = read_json(_sidecar(output, case))
         return (
             list(known["inputs"].values()) == list(record["inputs"].values())
-            and all(known[key] == record[key] for key in ("model", "settings", "medseg"))
+            and all(known[key] == record[key] for key in ("model", "settings", "medseg", "missing"))
             and all(sha256(output / name) == digest for name, digest in known["outputs"].items())
         )
     except (DataError, KeyError, TypeError, AttributeError):

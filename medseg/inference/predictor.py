@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from medseg.config.data import Missing
 from medseg.config.schema import Config
 from medseg.errors import ConfigError, DataError
 from medseg.inference.steps import Crf, steps
@@ -18,7 +20,7 @@ from medseg.networks.assembly import build_network
 from medseg.networks.checkpoint import Checkpoint, load, restore
 from medseg.postprocess.prediction import Prediction, needs_probabilities
 from medseg.transforms.preprocess import Prepared, Preprocessor
-from medseg.volumes.dataset import Case, Dataset, Labels
+from medseg.volumes.dataset import Case, Dataset, Labels, Policy
 from medseg.volumes.image import Affine, Array, Image
 from medseg.volumes.layouts import files
 from medseg.volumes.load import LoadedCase, load_case
@@ -32,11 +34,19 @@ class Predictor:
         checkpoint: The trained model.
         device: Where it runs.
         crf: Whether the model's CRF runs: see `medseg.inference.steps.entries`.
+        missing: What becomes of a case that lacks a channel; None: as in training.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, *, crf: Crf = "model") -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        *,
+        crf: Crf = "model",
+        missing: Missing | None = None,
+    ) -> None:
         self.checkpoint, self.device, self.crf = checkpoint, device, crf
-        self.config: Config = checkpoint.config
+        self.config: Config = _allowing(checkpoint.config, missing)
         self.labels: Labels = checkpoint.labels
         classes = len(self.labels.values) + 1
         self.network = build_network(
@@ -51,6 +61,7 @@ class Predictor:
         )
         self._steps = steps(checkpoint, crf)
         self._offsets = _offsets(checkpoint)
+        self._is_warned = _knows_missing(checkpoint)
 
     @classmethod
     def load(
@@ -61,6 +72,7 @@ class Predictor:
         plugins: Sequence[str] = (),
         overrides: Sequence[str] = (),
         crf: Crf = "model",
+        missing: Missing | None = None,
     ) -> Predictor:
         """Load a run folder, or a model file.
 
@@ -71,18 +83,22 @@ class Predictor:
             overrides: Settings instead of the model's own, e.g. `inference.overlap=0.25`.
             crf: "model": the CRF runs if the model has one that was found to help; "on": it runs;
                 "off": it does not.
+            missing: "refuse": a case that lacks a channel fails; "zero": the channel is taken as 0
+                after normalisation; None: as in training.
 
         Raises:
             DataError: There is no readable model.
         """
-        return cls(load(model_file(run), plugins, overrides), pick_device(device), crf=crf)
+        checkpoint = load(model_file(run), plugins, overrides)
+        return cls(checkpoint, pick_device(device), crf=crf, missing=missing)
 
     def predict(self, volume: Any, *, probabilities: bool = False) -> Prediction:
         """Predict one volume.
 
         Args:
-            volume: A path (or a list of them, one a channel), a nibabel image, or a tuple of an
-                array (I, J, K) or (C, I, J, K) and its (4, 4) affine in mm.
+            volume: A path (or a list of them, one a channel, None for one that is missing), a
+                nibabel image, or a tuple of an array (I, J, K) or (C, I, J, K) and its (4, 4)
+                affine in mm.
             probabilities: Whether to keep the class probabilities.
 
         Returns:
@@ -148,15 +164,27 @@ class Predictor:
         return i, j, k
 
     def load_case(self, case: Case) -> LoadedCase:
-        """Read a case of this model's channels."""
-        return load_case(case, Dataset((case,), self.checkpoint.channels, self.labels))
+        """Read a case of this model's channels, on the grid that its config says.
+
+        Warns once where one is missing, and the model was trained with all.
+        """
+        if case.missing and not self._is_warned:
+            self._is_warned = True
+            warnings.warn(
+                f"channels are missing, and this model was trained with all of them "
+                f"({', '.join(self.checkpoint.channels)}): what it makes of the rest is untested",
+                stacklevel=2,
+            )
+        policy = Policy.of(self.config.data)
+        channels = self.checkpoint.channels
+        return load_case(case, Dataset((case,), channels, self.labels, policy=policy))
 
     def _loaded(self, volume: Any) -> LoadedCase:
         if isinstance(volume, str | Path):
             volume = [volume]
         if isinstance(volume, list):
-            paths = [Path(path) for path in volume]
-            source = paths[0] if paths else Path("volume")
+            paths = [None if path is None else Path(path) for path in volume]
+            source = next((path for path in paths if path is not None), Path("volume"))
             channels = files.channels_of(paths, self.config.data, source)
             return self.load_case(Case(files.stem(source), channels))
         if hasattr(volume, "affine"):
@@ -213,6 +241,21 @@ def _in_memory(array: Array, affine: Affine) -> LoadedCase:
 
 def _channels_first(array: Array) -> Array:
     return np.moveaxis(array, -1, 0) if array.ndim == 4 else array
+
+
+def _allowing(config: Config, missing: Missing | None) -> Config:
+    """The config with what is to become of missing channels in place of its own."""
+    if missing is None:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"missing": missing})})
+
+
+def _knows_missing(checkpoint: Checkpoint) -> bool:
+    """Whether a model was trained with channels missing, be it by file or by augmentation."""
+    config = checkpoint.config
+    is_own = "data.missing" not in checkpoint.overridden
+    dropped = getattr(config.augment, "channel_dropout", 0)
+    return bool(dropped) or (is_own and config.data.missing == "zero")
 
 
 def model_file(run: str | Path) -> Path:

@@ -20,7 +20,7 @@ from medseg.volumes.dataset import IGNORE_INDEX, Case, Dataset
 from medseg.volumes.image import Array
 from medseg.volumes.load import load_case
 
-_VERSION = 2  # raise when what a cached case holds changes
+_VERSION = 3  # raise when what a cached case holds changes
 _VOXELS_PER_CLASS = 20_000
 
 
@@ -33,12 +33,16 @@ class CachedCase:
         folder: Where its arrays lie.
         spacing: Voxel size in mm.
         has_mask: Whether it has a region of interest.
+        has_weights: Whether it has a map of where patches are drawn.
+        missing: The numbers of the channels that are missing, and 0 all over.
     """
 
     id: str
     folder: Path
     spacing: Spacing
     has_mask: bool = False
+    has_weights: bool = False
+    missing: tuple[int, ...] = ()
 
     def image(self) -> Array:
         """(C, I, J, K) float32."""
@@ -57,8 +61,8 @@ class CachedCase:
         return self._open("voxels")
 
     def weights(self) -> Array | None:
-        """(I, J, K) float32, where patches are to be drawn, where there is such a map."""
-        return self._open("weights") if (self.folder / "weights.npy").exists() else None
+        """(I, J, K) float32, where patches are to be drawn; None: the case has no such map."""
+        return self._open("weights") if self.has_weights else None
 
     def _open(self, name: str) -> Array:
         path = self.folder / f"{name}.npy"
@@ -97,7 +101,8 @@ def _opened(place: Path, case: str) -> CachedCase:
     try:
         about = read_json(file)
         i, j, k = about["spacing"]
-        return CachedCase(case, place, (i, j, k), bool(about["mask"]))
+        has = (bool(about["mask"]), bool(about["weights"]))
+        return CachedCase(case, place, (i, j, k), *has, tuple(about["missing"]))
     except (DataError, KeyError, TypeError, ValueError) as error:
         raise _damaged(file, case, error) from error
 
@@ -109,10 +114,11 @@ def _damaged(file: Path, case: str, error: Exception) -> DataError:
 
 def _key(case: Case, dataset: Dataset, preprocessor: Preprocessor) -> str:
     """A hash of the case's files, their meaning, and what is done to them."""
-    files = [(sha256(c.path), c.index) for c in case.channels]
-    files += [(sha256(path), None) for path in (case.label, case.mask) if path is not None]
+    files = [c and (sha256(c.path), c.index) for c in case.channels]
+    others = [path and sha256(path) for path in (case.label, case.mask, case.weights)]
     parts = [
-        _VERSION, files, list(dataset.labels.values), dataset.labels.ignore,
+        _VERSION, files, others, dataset.reference(case), dataset.policy.grids,
+        list(dataset.labels.values), dataset.labels.ignore,
         preprocessor.settings.model_dump(mode="json"), preprocessor.spacing,
         plugins.fingerprint(preprocessor.references),
     ]  # fmt: skip
@@ -129,7 +135,14 @@ def _store(place: Path, prepared: Prepared) -> None:
             np.save(partial / "voxels.npy", _voxels(prepared.label), allow_pickle=False)
         if prepared.mask is not None:
             np.save(partial / "mask.npy", prepared.mask, allow_pickle=False)
-        about = {"spacing": prepared.spacing, "mask": prepared.mask is not None}
+        if prepared.weights is not None:
+            np.save(partial / "weights.npy", prepared.weights, allow_pickle=False)
+        about = {
+            "spacing": prepared.spacing,
+            "mask": prepared.mask is not None,
+            "weights": prepared.weights is not None,
+            "missing": prepared.missing,
+        }
         write_json(partial / "case.json", about)
         _reveal(partial, place)
     except OSError as error:

@@ -73,8 +73,10 @@ class Patches(Dataset[Any]):
         return Patches, (self.cases, self.recipe)
 
     def __getitem__(self, n: int) -> Any:
-        """Return a dict with "image" (C, I, J, K), "label" (I, J, K), "spacing" (3,), or an error.
+        """Return a dict of a patch, or an error.
 
+        The dict has "image" (C, I, J, K), "label" (I, J, K), "spacing" (3,), and "present" (C,),
+        false for a channel that is missing.
         Both have the margin of the network around the patch. An error is returned, not raised: it
         would lose its type on the way from a worker.
         """
@@ -127,6 +129,7 @@ class Patches(Dataset[Any]):
             "image": torch.from_numpy(np.array(data["image"], dtype=np.float32)),
             "label": torch.from_numpy(np.array(data["label"][0], dtype=np.int64)),
             "spacing": torch.tensor(case.spacing, dtype=torch.float32),
+            "present": torch.tensor([n not in case.missing for n in range(len(data["image"]))]),
         }
 
     def _components(self) -> tuple[Any, list[tuple[str, Any]]]:

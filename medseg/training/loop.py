@@ -177,7 +177,10 @@ def _augmented(
     label = batch["label"].to(device, non_blocking=True)
     generator = torch.Generator().manual_seed(_seed(config.seed, step))
     change = augment.draw(config.augment, image.shape[0], image.shape[1], generator)
-    return augment.apply(change, image, label, batch["spacing"])
+    image, label = augment.apply(change, image, label, batch["spacing"])
+    if not batch["present"].all():  # what is missing stays 0, as it is in prediction
+        image = image * batch["present"].to(device)[:, :, None, None, None]
+    return image, label
 
 
 def _without(label: Tensor, margin: Sequence[int]) -> Tensor:

@@ -15,6 +15,7 @@ from medseg.config.schema import Config
 from medseg.config.source import dotted
 from medseg.errors import ConfigError
 from medseg.inference.steps import build_all
+from medseg.inference.subsets import check_subsets
 from medseg.inference.window import check_patch
 from medseg.networks.assembly import Network, beyond, build_network, check_output_weights
 from medseg.networks.describe import output_shapes
@@ -95,6 +96,8 @@ def set_up(
     dataset = dataset.only((*ids.train, *ids.validation))
     classes = len(dataset.labels.values) + 1
     channels = len(dataset.channels)
+    if config.evaluation.subsets:
+        check_subsets(channels)
     with _errors_within("model"):
         network = build_network(config.model, channels, classes, config.seed)
     ShortAxesInFloat32.adopt(network)

@@ -71,6 +71,8 @@ class Prepared:
         route: The way back.
         mask: (I, J, K) bool, the region of interest, if there is one; never empty.
         region: The same on the input's grid.
+        weights: (I, J, K) float32, where patches are drawn, if the case has such a map.
+        missing: The numbers of the channels that are missing, and 0 all over, from 0.
     """
 
     image: Array
@@ -79,6 +81,8 @@ class Prepared:
     route: Route
     mask: Array | None = None
     region: Array | None = None
+    weights: Array | None = None
+    missing: tuple[int, ...] = ()
 
 
 class Preprocessor:
@@ -106,13 +110,14 @@ class Preprocessor:
         case = foreground.with_mask(case, self.settings.mask)
         affine, shape = case.reference.affine, case.reference.shape
         reorient = Reorient.to(affine, self.settings.orientation)
-        image, label, mask = (
-            None if a is None else reorient.apply(a) for a in (case.image, case.label, case.mask)
+        image, label, mask, weights = (
+            None if a is None else reorient.apply(a)
+            for a in (case.image, case.label, case.mask, case.weights)
         )
         assert image is not None
         box = _box(image, mask) if self.settings.crop == "foreground" else _everything(image)
         image = image[(slice(None), *box)]
-        label, mask = (None if a is None else a[box] for a in (label, mask))
+        label, mask, weights = (None if a is None else a[box] for a in (label, mask, weights))
         stored = voxel_size(reorient.affine(affine, shape))
         target = self._shape(image.shape[1:], stored)
         data = {"image": resample(image, target, order=1)}
@@ -126,12 +131,14 @@ class Preprocessor:
                     f"{target} to {data['image'].shape[1:]}; only intensities may change there"
                 )
         return Prepared(
-            image=np.ascontiguousarray(data["image"], dtype=np.float32),
+            image=_blanked(data["image"], case.missing),
             label=None if label is None else resample_label(label, target),
             spacing=stored if self.spacing is None else self.spacing,
             route=Route(shape, reorient, box, target),
             mask=mask,
             region=case.mask,
+            weights=None if weights is None else _weights(weights, target, case),
+            missing=case.missing,
         )
 
     def _shape(self, shape: Sequence[int], stored: Spacing) -> Shape:
@@ -186,6 +193,25 @@ def _resampled_mask(mask: Array, shape: Shape, case: LoadedCase) -> Array:
             "preprocess.spacing",
         )
     return resampled
+
+
+def _weights(weights: Array, shape: Shape, case: LoadedCase) -> Array:
+    if not weights.any():
+        raise DataError(
+            case.reference.path,
+            "preprocess.crop cuts away all that has a weight: no patch could be drawn; mend the "
+            "weight map or the mask, or do not crop",
+        )
+    return np.ascontiguousarray(resample(weights[None], shape, order=1)[0])
+
+
+def _blanked(image: Array, missing: tuple[int, ...]) -> Array:
+    """The image as it is stored, its missing channels 0 whatever the transforms made of them."""
+    image = np.ascontiguousarray(image, dtype=np.float32)
+    if missing:
+        image = image.copy()
+        image[list(missing)] = 0
+    return image
 
 
 def _smooth(channel: Array, zoom: Sequence[float]) -> Array:

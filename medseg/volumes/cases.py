@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medseg.config.schema import Data
 from medseg.errors import ConfigError, DataError, raise_all
+from medseg.registry import unknown
 from medseg.volumes.dataset import (
     IGNORE_INDEX,
     Case,
     Channel,
     Dataset,
     Labels,
+    Policy,
     natural,
 )
 from medseg.volumes.layouts import files, folder, manifest, msd, nnunet, table
@@ -23,6 +25,7 @@ __all__ = [
     "Channel",
     "Dataset",
     "Labels",
+    "Policy",
     "find",
     "find_inputs",
     "resolve",
@@ -52,13 +55,17 @@ def resolve(data: Data) -> Data:
     """
     if data.layout in ("folder", "csv"):
         return data
-    for key in ("label", "mask"):
+    for key in ("label", "mask", "weights"):
         if getattr(data, key) is not None:
             raise ConfigError(
                 f"layout {data.layout!r} has no data.{key}: remove it, or use layout 'folder'",
                 ("data", key),
             )
-    return manifest.resolve(data)
+    resolved = manifest.resolve(data)
+    if data.reference not in (None, *(resolved.channels or {})):
+        told = unknown("channel", str(data.reference), resolved.channels or {})
+        raise ConfigError(f"data.reference: {told}", ("data", "reference"))
+    return resolved
 
 
 def find(data: Data) -> Dataset:
@@ -74,7 +81,8 @@ def find(data: Data) -> Dataset:
     """
     data = resolve(data)
     cases = _checked(_FIND[data.layout](data), Path(data.path))
-    return Dataset(cases, tuple(data.channels or {}), Labels.of(data), Path(data.path))
+    channels, labels = tuple(data.channels or {}), Labels.of(data)
+    return Dataset(cases, channels, labels, Path(data.path), Policy.of(data))
 
 
 def find_inputs(source: Path, data: Data) -> tuple[Case, ...]:
@@ -84,7 +92,7 @@ def find_inputs(source: Path, data: Data) -> tuple[Case, ...]:
         source: A folder named as the layout names its files (patterns also without their folders);
             a .csv with a column per channel; a .txt with a case per line, the files of its channels
             separated by tabs or commas; or one NIfTI file. Paths in a .csv or .txt are relative
-            to its folder.
+            to its folder; where a channel may be missing, its cell is empty.
         data: The config the model was trained with.
 
     Raises:
@@ -127,7 +135,7 @@ def _listed(source: Path, data: Data) -> list[Case]:
         if not line.strip() or line.startswith("#"):
             continue
         try:
-            paths = [source.parent / cell for cell in cells]
+            paths = [source.parent / cell if cell else None for cell in cells]
             cases.append(_single(paths, data, f"{source}:{number}"))
         except DataError as error:
             errors.append(error)
@@ -135,14 +143,15 @@ def _listed(source: Path, data: Data) -> list[Case]:
     return cases
 
 
-def _single(paths: list[Path], data: Data, source: str | Path) -> Case:
+def _single(paths: Sequence[Path | None], data: Data, source: str | Path) -> Case:
     channels = files.channels_of(paths, data, source)
-    name = files.stem(paths[0])
+    number, first = next((n, path) for n, path in enumerate(paths) if path is not None)
+    name = files.stem(first)
     if data.layout == "nnunet":
         name = nnunet.strip(name)
     if data.layout == "folder":
-        pattern = folder.Pattern(next(iter((data.channels or {}).values())))
-        name = pattern.name_of(paths[0]) or name
+        pattern = folder.Pattern(list((data.channels or {}).values())[number])
+        name = pattern.name_of(first) or name
     return Case(name, channels)
 
 

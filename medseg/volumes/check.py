@@ -28,6 +28,7 @@ class CaseReport:
         voxels: Label value: number of voxels; 0 is background; only values that occur.
         notes: What is odd but accepted.
         problems: What must be mended.
+        missing: Names of the channels that it lacks.
     """
 
     id: str
@@ -37,6 +38,7 @@ class CaseReport:
     voxels: dict[int, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     problems: tuple[DataError, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _check(
     problems: list[DataError] = []
     if need_labels and case.label is None:
         reason = f"case {case.id!r} has no label: set data.label to where the labels are"
-        problems.append(DataError(case.channels[0].path, reason))
+        problems.append(DataError(case.files[0], reason))
     try:
         loaded = load_case(case, dataset)
         loaded = loaded if region is None else region(loaded)
@@ -125,6 +127,7 @@ def _check(
         voxels,
         (*loaded.notes, *_outside(case, loaded)),
         tuple(problems),
+        dataset.missing(case),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medseg.config.schema import Data
+from medseg.config.data import Data, Grids, Missing
 from medseg.errors import ConfigError, DataError
 
 IGNORE_INDEX = 255
@@ -40,22 +40,30 @@ class Case:
 
     Args:
         id: Unique; it becomes the name of output files.
-        channels: One for each channel of the dataset, in its order.
+        channels: One for each channel of the dataset, in its order; None: it is missing.
         label: The label map, or None where the layout names none.
         mask: A region of interest, or None.
+        weights: A map of where patches are drawn, or None.
     """
 
     id: str
-    channels: tuple[Channel, ...]
+    channels: tuple[Channel | None, ...]
     label: Path | None = None
     mask: Path | None = None
+    weights: Path | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file of the case, once."""
-        paths = [channel.path for channel in self.channels]
-        paths += [path for path in (self.label, self.mask) if path is not None]
+        paths = [channel.path for channel in self.channels if channel is not None]
+        others = (self.label, self.mask, self.weights)
+        paths += [path for path in others if path is not None]
         return tuple(dict.fromkeys(paths))
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The numbers of the channels that are missing, from 0."""
+        return tuple(n for n, channel in enumerate(self.channels) if channel is None)
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,26 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Policy:
+    """What a case may lack, or bring on another grid, and still be used: see docs/data.md.
+
+    Args:
+        reference: Name of the channel whose grid is the case's; None: the first.
+        grids: Whether a channel on another grid is refused or resampled.
+        missing: Whether a missing channel is refused or taken as zero.
+    """
+
+    reference: str | None = None
+    grids: Grids = "refuse"
+    missing: Missing = "refuse"
+
+    @classmethod
+    def of(cls, data: Data) -> Policy:
+        """Read it from a config."""
+        return cls(data.reference, data.grids, data.missing)
+
+
+@dataclass(frozen=True)
 class Dataset:
     """The cases of a run.
 
@@ -162,12 +190,31 @@ class Dataset:
         channels: Names of the channels, in the order the network sees them.
         labels: What label values mean.
         source: The folder or file that lists the cases; for messages.
+        policy: What a case may lack, or bring on another grid.
     """
 
     cases: tuple[Case, ...]
     channels: tuple[str, ...]
     labels: Labels
     source: Path = Path()
+    policy: Policy = Policy()
+
+    def reference(self, case: Case) -> int:
+        """The number of the channel whose grid is the case's: the policy's, or the first there is.
+
+        Raises:
+            DataError: The case has no channel.
+        """
+        there = [n for n in range(len(case.channels)) if n not in case.missing]
+        if not there:
+            raise DataError(case.id, "has no channels")
+        wanted = self.policy.reference
+        named = there[0] if wanted is None else self.channels.index(wanted)
+        return named if named in there else there[0]
+
+    def missing(self, case: Case) -> tuple[str, ...]:
+        """The names of the channels that a case lacks."""
+        return tuple(self.channels[n] for n in case.missing)
 
     def only(self, ids: Collection[str]) -> Dataset:
         """The same dataset with these cases alone."""

@@ -15,6 +15,8 @@ from medseg.volumes.image import Affine, Array
 
 AXES = ("LR", "PA", "IS")  # the negative and the positive end of x, y, z
 Triple = tuple[int, int, int]
+TOLERANCE_MM = 1e-3
+"""How far apart the voxels of two files may lie that are on one grid."""
 
 
 def voxel_size(affine: Affine) -> tuple[float, float, float]:
@@ -111,7 +113,7 @@ def same_grid(
     affine_a: Affine,
     shape_b: tuple[int, ...],
     affine_b: Affine,
-    tolerance_mm: float = 1e-3,
+    tolerance_mm: float = TOLERANCE_MM,
 ) -> str | None:
     """Compare two grids.
 

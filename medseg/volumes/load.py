@@ -1,8 +1,11 @@
-"""Read a case: all its channels on one grid, and a label that agrees with them (promise 3)."""
+"""Read a case: all its channels on one grid, and a label that agrees with them (promise 3).
+
+A channel that is missing, or on another grid, is refused, unless the dataset's policy allows it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,23 +13,30 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from medseg.config.data import Grids
 from medseg.errors import DataError, DataErrors, raise_all
-from medseg.volumes import nifti
+from medseg.volumes import nifti, resample
 from medseg.volumes.dataset import Case, Channel, Dataset, Indices
 from medseg.volumes.geometry import same_grid
 from medseg.volumes.image import Image
 
+_RESAMPLED = ", or say data.grids: resample"
+_REDRAWN = ", or name the channel that it was drawn on in data.reference"
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedCase:
-    """A case in memory, as stored: nothing is resampled or turned.
+    """A case in memory, as stored: nothing is turned, and nothing resampled but such channels.
 
     Args:
-        image: float32 (C, I, J, K).
+        image: float32 (C, I, J, K); 0 all over a channel that is missing.
         label: Class indices, uint8 (I, J, K), IGNORE_INDEX where ignored; None without a label.
         mask: bool (I, J, K), or None without a mask.
-        reference: The first channel, whose grid and header are those of the case.
+        reference: The channel whose grid and header are those of the case.
         notes: What was odd but accepted in any of the files.
+        weights: float32 (I, J, K), at least 0 and not 0 everywhere: where patches are drawn; None
+            without such a map.
+        missing: The numbers of the channels that are missing, from 0.
     """
 
     image: npt.NDArray[np.float32]
@@ -34,6 +44,19 @@ class LoadedCase:
     mask: npt.NDArray[np.bool_] | None
     reference: Image
     notes: tuple[str, ...]
+    weights: npt.NDArray[np.float32] | None = None
+    missing: tuple[int, ...] = ()
+
+    def without(self, channels: Collection[int]) -> LoadedCase:
+        """The same case on the same grid, as if these channels were missing too.
+
+        Args:
+            channels: Their numbers, from 0.
+        """
+        missing = tuple(sorted({*self.missing, *channels}))
+        image = self.image.copy()
+        image[list(missing)] = 0
+        return replace(self, image=image, missing=missing)
 
 
 def load_case(case: Case, dataset: Dataset) -> LoadedCase:
@@ -44,32 +67,54 @@ def load_case(case: Case, dataset: Dataset) -> LoadedCase:
         DataErrors: Several of these; all that can be found are.
     """
     problems = _missing(case)
-    volumes = _channels(case.channels, problems)
-    reference = volumes[0] if volumes else None
-    label = _read(case.label, nifti.read_label, reference, problems)
-    mask = _read(case.mask, nifti.read_label, reference, problems)
+    number = dataset.reference(case)
+    volumes = _channels(case, dataset, problems)
+    first = next(iter(volumes.values()), None)
+    label, mask, weights = (
+        _beside(path, reader, first, dataset, problems)
+        for path, reader in (
+            (case.label, nifti.read_label),
+            (case.mask, nifti.read_label),
+            (case.weights, _read_weights),
+        )
+    )
     indices = None
     with _collected(problems):
         if label is not None:
             indices = dataset.labels.to_indices(label.data, label.path)
     if mask is not None and not mask.data.any():
         problems.append(DataError(mask.path, "the mask is empty: nothing is left of the case"))
-    if reference is None or problems:
-        raise_all(problems)
-        raise DataError(case.id, "has no channels")
-    image = np.stack([volume.data for volume in volumes])
+    raise_all(problems)
+    if len(volumes) + len(case.missing) < len(case.channels):
+        raise DataError(case.id, "a file of it vanished while it was read")
+    reference = volumes[number]
+    image = np.zeros((len(case.channels), *reference.shape), dtype=np.float32)
+    for n, volume in volumes.items():
+        image[n] = volume.data
     return LoadedCase(
         image=image,
         label=indices,
         mask=None if mask is None else mask.data != 0,
-        reference=replace(reference, data=image[0]),
-        notes=_notes([*volumes, label, mask]),
+        reference=replace(reference, data=image[number]),
+        notes=(
+            *_notes([*(volumes[n] for n in sorted(volumes)), label, mask, weights]),
+            *_absent(case, dataset),
+        ),
+        weights=None if weights is None else weights.data,
+        missing=case.missing,
     )
 
 
 def _notes(images: list[Image | None]) -> tuple[str, ...]:
     said = [f"{image.path}: {note}" for image in images if image for note in image.notes]
     return tuple(dict.fromkeys(said))  # volumes of one 4D file share their notes
+
+
+def _absent(case: Case, dataset: Dataset) -> tuple[str, ...]:
+    if not case.missing:
+        return ()
+    names = ", ".join(dataset.missing(case))
+    return (f"case {case.id!r}: no channel {names}, taken as 0 after normalisation",)
 
 
 def _missing(case: Case) -> list[DataError]:
@@ -82,21 +127,32 @@ def _missing(case: Case) -> list[DataError]:
     ]
 
 
-def _channels(channels: tuple[Channel, ...], problems: list[DataError]) -> list[Image]:
-    """The channels that can be read, as 3D images; a 4D file is read once."""
-    volumes: list[Image] = []
+def _channels(case: Case, dataset: Dataset, problems: list[DataError]) -> dict[int, Image]:
+    """The channels that can be read, by number, as 3D images on the grid of the first in it.
+
+    The reference comes first; a 4D file is read once.
+    """
+    reference = dataset.reference(case)
+    volumes: dict[int, Image] = {}
     stacks: dict[Path, Image | None] = {}
-    for channel in channels:
-        first = volumes[0] if volumes else None
+    for number in sorted(range(len(case.channels)), key=lambda n: n != reference):
+        channel = case.channels[number]
+        if channel is None:
+            continue
+        image = None
         if channel.index is None:
-            image = _read(channel.path, nifti.read, first, problems)
+            image = _read(channel.path, nifti.read, problems)
         else:
             if channel.path not in stacks:
-                stacks[channel.path] = _read(channel.path, _read_volumes, first, problems)
-            image = None
+                stacks[channel.path] = _read(channel.path, _read_volumes, problems)
             with _collected(problems):
                 image = _pick(stacks[channel.path], channel)
-        volumes += [image] if image is not None else []
+        with _collected(problems):
+            if image is not None:
+                first = next(iter(volumes.values()), image)
+                volumes[number] = _on_grid(image, first, dataset.policy.grids)
+        if number == reference and not volumes and dataset.policy.grids == "resample":
+            break  # without it nothing can be said of the others' grids
     return volumes
 
 
@@ -114,29 +170,62 @@ def _pick(stack: Image | None, channel: Channel) -> Image | None:
     return replace(stack, data=stack.data[channel.index])
 
 
+def _read_weights(path: Path) -> Image:
+    image = nifti.read(path, finite=True)
+    least = float(image.data.min())
+    if least < 0:
+        raise DataError(path, f"a weight of {least:g}: weights must be at least 0")
+    if not image.data.any():
+        raise DataError(path, "every weight is 0: no patch could be drawn")
+    return image
+
+
 def _read(
-    path: Path | None,
-    reader: Callable[[Path], Image],
-    reference: Image | None,
-    problems: list[DataError],
+    path: Path | None, reader: Callable[[Path], Image], problems: list[DataError]
 ) -> Image | None:
-    """Read a file if it is there, and compare its grid with the reference's."""
+    """Read a file if it is there."""
     if path is None or not path.is_file():
         return None
     with _collected(problems):
-        image = reader(path)
-        if reference is not None:
-            _same_grid(image, reference)
-        return image
+        return reader(path)
     return None
 
 
-def _same_grid(image: Image, reference: Image) -> None:
+def _beside(
+    path: Path | None,
+    reader: Callable[[Path], Image],
+    reference: Image | None,
+    dataset: Dataset,
+    problems: list[DataError],
+) -> Image | None:
+    """Read what has to be on the reference's grid, whatever the policy."""
+    image = _read(path, reader, problems)
+    with _collected(problems):
+        if image is not None and reference is not None:
+            _same_grid(image, reference, _REDRAWN if dataset.policy.grids == "resample" else "")
+    return image
+
+
+def _on_grid(image: Image, reference: Image, grids: Grids) -> Image:
+    """The volume on the reference's grid.
+
+    Raises:
+        DataError: It is not, and may not be resampled, or lies elsewhere.
+    """
+    if grids == "refuse":
+        _same_grid(image, reference, _RESAMPLED)
+        return image
+    differ = same_grid(reference.shape, reference.affine, image.shape, image.affine)
+    return image if differ is None else resample.onto(image, reference, differ)
+
+
+def _same_grid(image: Image, reference: Image, remedy: str) -> None:
     difference = same_grid(reference.shape, reference.affine, image.shape, image.affine)
     if difference is not None:
         raise DataError(
             image.path,
-            f"not on the grid of {reference.path}: {difference}; resample it onto that grid",
+            f"not on the grid of {reference.path}: {difference}; resample it onto that grid"
+            f"{remedy}",
         )
 
 

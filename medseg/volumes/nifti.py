@@ -38,7 +38,13 @@ class VolumeWarning(UserWarning):
     """A volume that was used, though something about it is odd."""
 
 
-def read(path: str | Path, *, volumes: bool = False, max_bytes: int = MAX_BYTES) -> Image:
+def read(
+    path: str | Path,
+    *,
+    volumes: bool = False,
+    finite: bool = False,
+    max_bytes: int = MAX_BYTES,
+) -> Image:
     """Read one volume as float32, scaled by scl_slope and scl_inter.
 
     A voxel that is NaN, infinite or beyond float32 becomes 0, with a note. Every note is also a
@@ -47,6 +53,7 @@ def read(path: str | Path, *, volumes: bool = False, max_bytes: int = MAX_BYTES)
     Args:
         path: A .nii or .nii.gz file, NIfTI-1 or NIfTI-2.
         volumes: Take a 4D file (I, J, K, C) too, and give (C, I, J, K) in any case.
+        finite: Refuse a volume with such a voxel instead.
         max_bytes: Refuse a volume that needs more memory than this, before taking any.
 
     Raises:
@@ -55,7 +62,7 @@ def read(path: str | Path, *, volumes: bool = False, max_bytes: int = MAX_BYTES)
     """
     info, stored, found = _load(Path(path), volumes, max_bytes)
     data = _float32(stored, info)
-    _check_values(data, info, found)
+    _check_values(data, info, found, finite)
     grid = _grid(data, info)
     return _image(grid if volumes else grid[0], info, found)
 
@@ -144,13 +151,13 @@ def _float32(stored: Array, info: HeaderInfo) -> Array:
 
 
 @np.errstate(invalid="ignore")  # signalling NaNs
-def _check_values(data: Array, info: HeaderInfo, found: Findings) -> None:
+def _check_values(data: Array, info: HeaderInfo, found: Findings, finite: bool) -> None:
     """Note what is odd about each volume of (C, I * J * K), and replace non-finite voxels by 0."""
     for index, values in enumerate(data):
         where = f"volume {index}: " if len(data) > 1 else ""
         low, high = float(values.min()), float(values.max())
         if not (math.isfinite(low) and math.isfinite(high)):
-            low, high = _replace(values, where, found)
+            low, high = _replace(values, where, found, finite)
         if low == high:
             found.note(f"{where}every voxel is {low:g}")
         largest = max(abs(low), abs(high))
@@ -160,9 +167,11 @@ def _check_values(data: Array, info: HeaderInfo, found: Findings) -> None:
             found.note(f"{where}integers of up to {largest:.9g} are rounded to float32")
 
 
-def _replace(values: Array, where: str, found: Findings) -> tuple[float, float]:
+def _replace(values: Array, where: str, found: Findings, finite: bool) -> tuple[float, float]:
     wrong = ~np.isfinite(values)
     count = int(wrong.sum())
+    if finite:
+        found.refuse(f"{where}{count} of {values.size} voxels are NaN or infinite; mend them")
     if count == values.size:
         found.refuse(f"{where}no voxel is finite: all {count} are NaN or infinite")
     found.note(f"{where}{count} of {values.size} voxels are NaN or infinite, replaced by 0")

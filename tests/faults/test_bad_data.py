@@ -171,10 +171,11 @@ def test_grids_that_differ_are_shown_in_mm(tmp_path):
     image(tmp_path / "t2" / "x.nii.gz", affine=moved)
     label(tmp_path / "labels" / "y.nii.gz", affine=moved)
     label(tmp_path / "masks" / "z.nii.gz", affine=moved)
+    remedies = {"t2/x": ", or say data.grids: resample", "labels/y": "", "masks/z": ""}
     assert faults(data) == [
         f"{tmp_path}/{bad}.nii.gz: not on the grid of {tmp_path}/t1/{bad[-1]}.nii.gz: "
-        "the grids lie up to 0.25 mm apart; resample it onto that grid"
-        for bad in ("t2/x", "labels/y", "masks/z")
+        f"the grids lie up to 0.25 mm apart; resample it onto that grid{remedy}"
+        for bad, remedy in remedies.items()
     ]
 
 

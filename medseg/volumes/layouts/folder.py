@@ -52,22 +52,32 @@ def find(data: Data) -> list[Case]:
     if not folder.is_dir():
         raise DataError(folder, "no such folder; set data.path")
     channels = [Pattern(text) for text in (data.channels or {}).values()]
-    label = Pattern(data.label) if data.label else None
-    mask = Pattern(data.mask) if data.mask else None
+    label, mask, weights = (
+        Pattern(text) if text else None for text in (data.label, data.mask, data.weights)
+    )
     halves = [*channels, label] if label else channels
-    names = _ids(folder, halves, [mask] if mask else [])
+    names = _ids(folder, halves, [other for other in (mask, weights) if other])
     if not names:
         texts = ", ".join(pattern.text for pattern in channels)
         hint = f"{files.found(folder)}{files.fitting(folder)}"
         raise DataError(folder, f"no file fits {texts}: {hint}")
-    return [_case(folder, name, channels, label, mask) for name in sorted(names)]
+    return [
+        Case(
+            name,
+            _channels(folder, name, channels, data),
+            label.path(folder, name) if label else None,
+            mask.path(folder, name) if mask else None,
+            weights.path(folder, name) if weights else None,
+        )
+        for name in sorted(names)
+    ]
 
 
 def inputs(folder: Path, data: Data) -> list[Case]:
     """Cases with a channel file, by the patterns or by their last parts directly in the folder."""
     channels = [Pattern(text) for text in (data.channels or {}).values()]
     mask = Pattern(data.mask) if data.mask else None
-    others = [Pattern(text) for text in (data.label, data.mask) if text]
+    others = [Pattern(text) for text in (data.label, data.mask, data.weights) if text]
     names = _ids(folder, channels, others)
     if not names:
         channels, others = _flat(channels), _flat(others)
@@ -75,7 +85,14 @@ def inputs(folder: Path, data: Data) -> list[Case]:
         if mask in channels:  # told apart by folders only, of which there is none here
             mask = None
         names = _ids(folder, channels, [other for other in others if other not in channels])
-    return [_case(folder, name, channels, None, mask) for name in sorted(names)]
+    return [
+        Case(
+            name,
+            _channels(folder, name, channels, data),
+            mask=mask.path(folder, name) if mask else None,
+        )
+        for name in sorted(names)
+    ]
 
 
 def _ids(folder: Path, wanted: list[Pattern], others: list[Pattern]) -> set[str]:
@@ -97,15 +114,10 @@ def _ids(folder: Path, wanted: list[Pattern], others: list[Pattern]) -> set[str]
     }
 
 
-def _case(
-    folder: Path, name: str, channels: list[Pattern], label: Pattern | None, mask: Pattern | None
-) -> Case:
-    return Case(
-        name,
-        tuple(Channel(pattern.path(folder, name)) for pattern in channels),
-        label.path(folder, name) if label else None,
-        mask.path(folder, name) if mask else None,
-    )
+def _channels(
+    folder: Path, name: str, patterns: list[Pattern], data: Data
+) -> tuple[Channel | None, ...]:
+    return files.known([Channel(pattern.path(folder, name)) for pattern in patterns], data)
 
 
 def _flat(patterns: list[Pattern]) -> list[Pattern]:

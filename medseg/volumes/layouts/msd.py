@@ -71,7 +71,7 @@ def _numbered(path: Path, folder: Path) -> Path:
 def _halves(cases: list[Case]) -> list[Case]:
     """Labels without image, and images without label, that dataset.json does not list."""
     listed = {path for case in cases for path in case.files}
-    images = {case.channels[0].path.parent for case in cases}
+    images = {case.files[0].parent for case in cases}
     labels = {case.label.parent for case in cases if case.label}
     if len(images) != 1 or len(labels) != 1 or images == labels:
         return []

@@ -54,12 +54,12 @@ def _ids(folder: Path) -> set[str]:
     return {strip(name) for name in stems if strip(name) != name}
 
 
-def _channels(folder: Path, name: str, ending: str, data: Data) -> tuple[Channel, ...]:
+def _channels(folder: Path, name: str, ending: str, data: Data) -> tuple[Channel | None, ...]:
     stems = [
         folder / f"{name}_{files.position(value)[0]:04d}"
         for value in (data.channels or {}).values()
     ]
-    return tuple(Channel(_with_ending(path, ending)) for path in stems)
+    return files.known([Channel(_with_ending(path, ending)) for path in stems], data)
 
 
 def _with_ending(path: Path, ending: str) -> Path:

@@ -26,6 +26,22 @@ class Row:
     cells: dict[str, str]
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """The columns to read, and whether the cell of a channel may be empty: it is missing then."""
+
+    channels: list[str]
+    may_miss: bool
+    label: str | None = None
+    mask: str | None = None
+    weights: str | None = None
+
+    @property
+    def others(self) -> list[str]:
+        """The columns beside the channels."""
+        return [name for name in (self.label, self.mask, self.weights) if name]
+
+
 def find(data: Data) -> list[Case]:
     """The cases of a table. Paths are relative to its folder.
 
@@ -35,7 +51,9 @@ def find(data: Data) -> list[Case]:
     table = Path(data.path)
     columns, rows = read(table)
     label = data.label or ("label" if "label" in columns else None)
-    return _cases(table, columns, rows, list((data.channels or {}).values()), label, data.mask)
+    channels = list((data.channels or {}).values())
+    may_miss = data.missing == "zero"
+    return _cases(table, columns, rows, _Wanted(channels, may_miss, label, data.mask, data.weights))
 
 
 def inputs(table: Path, data: Data) -> list[Case]:
@@ -48,7 +66,7 @@ def inputs(table: Path, data: Data) -> list[Case]:
     names = data.channels or {}
     wanted = list(names.values()) if data.layout == "csv" else list(names)
     mask = data.mask if data.layout == "csv" else ("mask" if data.mask else None)
-    return _cases(table, columns, rows, wanted, None, mask)
+    return _cases(table, columns, rows, _Wanted(wanted, data.missing == "zero", mask=mask))
 
 
 def read(table: Path) -> tuple[list[str], list[Row]]:
@@ -83,44 +101,41 @@ def _rows(table: Path, lines: _csv.Reader) -> tuple[list[str], list[Row]]:
     return columns, rows
 
 
-def _cases(
-    table: Path,
-    columns: list[str],
-    rows: list[Row],
-    channels: list[str],
-    label: str | None,
-    mask: str | None,
-) -> list[Case]:
+def _cases(table: Path, columns: list[str], rows: list[Row], wanted: _Wanted) -> list[Case]:
     id_column = next((name for name in ID_COLUMNS if name in columns), ID_COLUMNS[0])
-    needed = [id_column, *channels, *(name for name in (label, mask) if name)]
+    needed = [id_column, *wanted.channels, *wanted.others]
     missing = ", ".join(repr(name) for name in needed if name not in columns)
     if missing:
         has = ", ".join(columns) or "none"
         raise DataError(f"{table}:1", f"no column {missing}; the columns are {has}")
-    raise_all(_mistakes(table, rows, needed))
-    folder = table.parent
-    return [
-        Case(
-            row.cells[id_column],
-            tuple(Channel(folder / row.cells[name]) for name in channels),
-            folder / row.cells[label] if label else None,
-            folder / row.cells[mask] if mask else None,
-        )
-        for row in rows
-    ]
+    raise_all(_mistakes(table, rows, id_column, wanted))
+    return [_case(table.parent, row, id_column, wanted) for row in rows]
 
 
-def _mistakes(table: Path, rows: list[Row], needed: list[str]) -> list[DataError]:
+def _case(folder: Path, row: Row, id_column: str, wanted: _Wanted) -> Case:
+    def file(column: str | None) -> Path | None:
+        return folder / row.cells[column] if column and row.cells[column] else None
+
+    found = [file(name) for name in wanted.channels]
+    channels = tuple(None if path is None else Channel(path) for path in found)
+    others = (file(wanted.label), file(wanted.mask), file(wanted.weights))
+    return Case(row.cells[id_column], channels, *others)
+
+
+def _mistakes(table: Path, rows: list[Row], id_column: str, wanted: _Wanted) -> list[DataError]:
     errors = []
     seen: dict[str, int] = {}
     for row in rows:
         place = f"{table}:{row.line}"
+        has_channel = any(row.cells[name] for name in wanted.channels)
+        channels = [] if wanted.may_miss and has_channel else wanted.channels
+        needed = [id_column, *channels, *wanted.others]
         empty = ", ".join(name for name in needed if not row.cells[name])
         if empty:
             errors.append(
                 DataError(place, f"empty cell in column {empty}: fill it or drop the row")
             )
-        name = row.cells[needed[0]]
+        name = row.cells[id_column]
         if name and name in seen:
             errors.append(
                 DataError(place, f"id {name!r} is already in line {seen[name]}: rename one")
