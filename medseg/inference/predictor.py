@@ -124,7 +124,11 @@ class Predictor:
         """The class probabilities (classes, I, J, K) on the network's grid."""
         image = torch.from_numpy(prepared.image).to(self.device)
         result = predict_volume(
-            self.network, image, self.config.inference, self.config.train.patch, self.divisor
+            self.network,
+            image,
+            self.config.numbered.inference,
+            self.config.train.patch,
+            self.divisor,
         )
         array: Array = result.cpu().numpy()
         return array

@@ -9,6 +9,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medseg.config.axes import numbers
 from medseg.config.schema import Config, Inference
 from medseg.errors import ConfigError, MedsegError
 
@@ -62,7 +63,7 @@ def predict_volume(
     Args:
         network: In eval mode; gives a tuple of logits, finest first.
         image: (C, I, J, K) float32 on the network's device.
-        settings: Mode, overlap, flips, precision.
+        settings: Mode, overlap, flips (axes by number: `config.numbered`), precision.
         patch: Window (i, j, k) where the settings name none.
         divisor: What the network's input must be divisible by, per axis.
 
@@ -73,9 +74,10 @@ def predict_volume(
         NonFiniteError: A logit is not finite.
     """
     window = settings.patch or tuple(patch)
+    flips = _flips(numbers(settings.flip, None))
     total: Tensor | None = None
     with autocast(image.device, settings.precision):
-        for axes in _flips(settings.flip):
+        for axes in flips:
             flipped = image.flip([a + 1 for a in axes])[None]
             logits = _logits(network, flipped, settings, window, divisor)[0]
             if not bool(torch.isfinite(logits).all()):
@@ -83,7 +85,7 @@ def predict_volume(
             share = logits.flip([a + 1 for a in axes]).softmax(0)
             total = share if total is None else total.add_(share)
     assert total is not None
-    return total.div_(len(_flips(settings.flip)))
+    return total.div_(len(flips))
 
 
 def _logits(

@@ -24,12 +24,12 @@ def validate(
         NonFiniteError: The network gave NaN or infinity; the message names the case.
     """
     device = next(network.parameters()).device
-    divisor = network.divisor
+    divisor, settings = network.divisor, config.numbered.inference
     scores: dict[str, list[float]] = {name: [] for name in labels.classes}
     for case in cases:
         image = torch.from_numpy(np.array(case.image())).to(device)
         try:
-            shares = predict_volume(network, image, config.inference, config.train.patch, divisor)
+            shares = predict_volume(network, image, settings, config.train.patch, divisor)
         except NonFiniteError as error:
             raise NonFiniteError(f"validation case {case.id!r}: {error}") from error
         predicted, truth = shares.argmax(0).cpu().numpy(), np.asarray(case.label())
