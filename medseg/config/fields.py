@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from medseg.config.axes import AxisName
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -52,10 +54,4 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-def _differ(axes: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(axes)) < len(axes):
-        raise ValueError(f"each axis once, got {list(axes)}")
-    return axes
-
-
-Axes = Annotated[tuple[Annotated[int, Field(ge=0, le=2)], ...], AfterValidator(_differ)]
+Axes = tuple[Annotated[int, Field(ge=0, le=2)] | AxisName, ...]

@@ -6,10 +6,11 @@ files are generated from it.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from medseg.config.axes import numbers
 from medseg.config.data import Data, Preprocess, Split
 from medseg.config.fields import (
     Axes,
@@ -26,6 +27,7 @@ from medseg.config.fields import (
 from medseg.config.model import Model, Pretrained
 from medseg.config.postprocess import Postprocessor, PostprocessorSpec
 from medseg.config.train import Augment, Budget, Freeze, Train
+from medseg.errors import ConfigError
 from medseg.registry import unknown
 
 __all__ = [
@@ -53,7 +55,9 @@ class Inference(Section):
     )
     batch: Positive = Field(1, description="windows of one pass")
     flip: Axes = Field(
-        (), description="axes mirrored, predicted again and averaged (test-time augmentation)"
+        (),
+        description="axes mirrored, predicted again and averaged (test-time augmentation): "
+        "0, 1, 2 or LR, AP, IS",
     )
     prior_correction: Fraction = Field(
         0.0,
@@ -82,6 +86,9 @@ class Evaluation(Section):
     subsets: bool = Field(
         False, description="after training, also score every subset of the channels"
     )
+
+
+Flipping = TypeVar("Flipping", Augment, Inference)
 
 
 class Config(Section):
@@ -120,6 +127,39 @@ class Config(Section):
                 "computed"
             )
         return section
+
+    @property
+    def numbered(self) -> Config:
+        """This config with the axes of its flips as numbers, as `draw` and `predict_volume` want.
+
+        The config itself keeps the names, so that it is written as it was given.
+        """
+        sections = {name: getattr(self, name) for name in ("augment", "inference")}
+        update = {}
+        for name, section in sections.items():
+            flip = numbers(section.flip, self.preprocess.orientation)
+            update[name] = section.model_copy(update={"flip": flip})
+        return self.model_copy(update=update)
+
+    @field_validator("augment", "inference")
+    @classmethod
+    def _axes_are_known(cls, section: Flipping, info: ValidationInfo) -> Flipping:
+        if "preprocess" in info.data:
+            try:
+                numbers(section.flip, info.data["preprocess"].orientation)
+            except ConfigError as error:
+                raise ValueError(f"flip: {error}") from error
+        return section
+
+    @field_validator("train")
+    @classmethod
+    def _mix_has_a_partner(cls, train: Train, info: ValidationInfo) -> Train:
+        if "augment" in info.data and info.data["augment"].mix and train.batch < 2:
+            raise ValueError(
+                f"augment.mix takes from another patch of the batch: batch is {train.batch}, give "
+                "2 or more, or set augment.mix to 0"
+            )
+        return train
 
     @field_validator("postprocess")
     @classmethod

@@ -19,9 +19,13 @@ from medseg.config.fields import (
     Triple,
 )
 
+# Control points of a cubic B-spline moved by less than 1 / 2.48 of their distance along each axis
+# keep a deformation of space one to one: Choi and Lee 2000, doi:10.1006/gmod.2000.0531.
+_INJECTIVE = 0.4
+
 
 class Augment(Section):
-    """Random changes of a training batch. The affine and the intensities are drawn per sample."""
+    """Random changes of a training batch. Each is drawn for a sample, some for each channel."""
 
     affine: Fraction = Field(0.5, description="probability of a rotation with scaling")
     rotate: Annotated[float, Field(ge=0, le=180)] = Field(
@@ -30,7 +34,26 @@ class Augment(Section):
     scale: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.15, description="largest relative change of size"
     )
-    flip: Axes = Field((), description="axes mirrored with probability one half")
+    flip: Axes = Field(
+        (), description="axes mirrored with probability one half: 0, 1, 2 or LR, AP, IS"
+    )
+    elastic: Fraction = Field(0.0, description="probability of an elastic deformation")
+    elastic_mm: PositiveFloat = Field(
+        4.0, description="largest displacement along each axis, in mm"
+    )
+    elastic_grid_mm: PositiveFloat = Field(
+        24.0, description="distance of the deformation's control points, in mm"
+    )
+    bias_field: Fraction = Field(0.0, description="probability of a bias field in a channel")
+    bias_field_strength: PositiveFloat = Field(
+        0.3, description="largest logarithm of the gain within the field"
+    )
+    blur: Fraction = Field(0.0, description="probability of a Gaussian blur of a channel")
+    blur_mm: PositiveFloat = Field(1.0, description="its largest standard deviation, in mm")
+    low_resolution: Fraction = Field(0.0, description="probability of larger voxels in a channel")
+    low_resolution_factor: Annotated[float, Field(gt=1)] = Field(
+        2.0, description="their largest size, as a multiple of the shortest voxel edge"
+    )
     brightness: Annotated[float, Field(ge=0)] = Field(
         0.15, description="largest shift, in standard deviations"
     )
@@ -44,9 +67,28 @@ class Augment(Section):
         0.1, description="largest standard deviation of added noise"
     )
     noise_probability: Fraction = Field(0.25, description="probability of noise")
+    mix: Fraction = Field(
+        0.0, description="probability that a box comes from another patch of the batch"
+    )
+    mix_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="the box's largest share of the patch's voxels"
+    )
+    channel_dropout: Fraction = Field(
+        0.0, description="probability that a channel is set to 0; one is always kept"
+    )
     transforms: tuple[Annotated[Component, Kind("transform")], ...] = Field(
         (), description="further transforms of each sample, run in the data workers"
     )
+
+    @model_validator(mode="after")
+    def _does_not_fold(self) -> Augment:
+        most = _INJECTIVE * self.elastic_grid_mm
+        if self.elastic and self.elastic_mm > most:
+            raise ValueError(
+                f"elastic_mm {self.elastic_mm:g} could fold space onto itself: at most "
+                f"{_INJECTIVE:g} of elastic_grid_mm {self.elastic_grid_mm:g}, so {most:g}"
+            )
+        return self
 
 
 class Budget(Section):

@@ -146,7 +146,7 @@ class Predictor:
     def probabilities(self, prepared: Prepared) -> Array:
         """The class probabilities (classes, I, J, K) on the network's grid."""
         image = torch.from_numpy(prepared.image).to(self.device)
-        settings, roi = self.config.inference, None
+        settings, roi = self.config.numbered.inference, None
         if settings.roi:
             assert prepared.mask is not None  # `raw` has refused a case without
             roi = torch.from_numpy(prepared.mask).to(self.device)

@@ -16,6 +16,7 @@ from monai.data.utils import compute_importance_map
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medseg.config.axes import numbers
 from medseg.config.schema import Config, Inference
 from medseg.errors import ConfigError, MedsegError
 from medseg.networks.blocks import ZERO
@@ -78,7 +79,7 @@ def predict_volume(
     Args:
         network: In eval mode; gives a tuple of logits, finest first. It may have a `margin`.
         image: (C, I, J, K) float32 on the network's device.
-        settings: Mode, overlap, flips, precision.
+        settings: Mode, overlap, flips (axes by number: `config.numbered`), precision.
         patch: Window (i, j, k) where the settings name none.
         divisor: What a window's size must be divisible by, per axis.
         roi: (I, J, K) bool, the region of interest, not empty; None: everywhere.
@@ -91,10 +92,11 @@ def predict_volume(
         NonFiniteError: A logit is not finite.
     """
     settings = settings.model_copy(update={"patch": settings.patch or tuple(patch)})
+    flips = _flips(numbers(settings.flip, None))
     box = _everything(image) if roi is None else bounds(roi)
     total: Tensor | None = None
     with autocast(image.device, settings.precision):
-        for axes in _flips(settings.flip):
+        for axes in flips:
             turned = [axis + 1 for axis in axes]
             logits = _logits(
                 network,
@@ -111,7 +113,7 @@ def predict_volume(
             share = logits.flip(turned).softmax(0)
             total = share if total is None else total.add_(share)
     assert total is not None
-    total.div_(len(_flips(settings.flip)))
+    total.div_(len(flips))
     return total if roi is None else _background_outside(total, box, roi)
 
 

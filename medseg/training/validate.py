@@ -31,7 +31,7 @@ def validate(
         NonFiniteError: The network gave NaN or infinity; the message names the case.
     """
     device = next(network.parameters()).device
-    settings, divisor = config.inference, network.divisor
+    settings, divisor = config.numbered.inference, network.divisor
     offsets = None
     if priors is not None and settings.prior_correction:
         offsets = torch.tensor(priors.offsets(settings.prior_correction))

@@ -21,6 +21,7 @@ plugins.load()
 
 QUIET = {"brightness": 0.0, "contrast": 0.0, "noise": 0.0}
 SPACING = torch.tensor([[1.0, 1.5, 3.0]])
+ISOTROPIC = torch.ones(1, 3)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -52,13 +53,74 @@ def same(a: Draw, b: Draw) -> bool:
 
 
 def test_a_draw_is_a_function_of_the_generator() -> None:
-    options = {"affine": 1.0, "flip": (0, 1, 2), "gamma": 0.3}
+    options = {**EVERYTHING, "flip": (0, 1, 2)}
     assert same(drawn(3, seed=5, **options), drawn(3, seed=5, **options))
     assert not same(drawn(3, seed=5, **options), drawn(3, seed=6, **options))
 
 
+EVERYTHING: dict[str, Any] = {
+    "affine": 1.0, "elastic": 1.0, "bias_field": 1.0, "blur": 1.0, "low_resolution": 1.0,
+    "gamma": 0.3, "noise": 0.5, "noise_probability": 1.0, "mix": 1.0, "channel_dropout": 0.5,
+}  # fmt: skip
+
+
+def test_the_draws_of_old_settings_are_what_they_were() -> None:
+    """Recipes from before elastic, bias_field, blur, ... train with the same numbers as then."""
+    change = drawn(
+        2, seed=7, affine=0.5, rotate=20.0, scale=0.2, flip=(0, 2), brightness=0.3, contrast=0.25,
+        gamma=0.4, noise=0.2, noise_probability=0.5,
+    )  # fmt: skip
+    assert change.is_moved.tolist() == [False, True]
+    pinned = {
+        "matrix": [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0, 1.1121665, -0.0909553, 0.2357327,
+                   0.1010087, 1.1353738, -0.0384766, 0.2316031, -0.0583981, -1.1152160],
+        "gain": [1.2349598, 0.8038933, 1.1914388, 0.9565864],
+        "shift": [0.1543167, 0.1169085, 0.0125580, 0.0559387],
+        "gamma": [1.3037634, 1.1028713, 1.2122190, 0.6905764],
+        "noise": [0.1440761, 0.0146104],
+    }  # fmt: skip
+    for name, values in pinned.items():
+        found = getattr(change, name).flatten()
+        torch.testing.assert_close(found, torch.tensor(values), atol=1e-6, rtol=0)
+    assert change.noise_seed == 2943980950862433724
+
+
+def test_what_such_a_draw_does_is_what_it_was() -> None:
+    change = drawn(
+        2, seed=7, affine=0.5, rotate=20.0, scale=0.2, flip=(0, 2), brightness=0.3, contrast=0.25,
+        gamma=0.4, noise=0.2, noise_probability=0.5,
+    )  # fmt: skip
+    image = torch.linspace(-1, 1, 2 * 2 * 6 * 5 * 4).view(2, 2, 6, 5, 4)
+    spacing = torch.tensor([[1.0, 1.5, 3.0]] * 2)
+    out, label = augment.apply(change, image, (image[:, 0] > 0).long(), spacing)
+    flipped = torch.tensor([-0.9024673, -0.9995066, -0.7853284, -0.7163470])
+    turned = torch.tensor([0.8855724, 0.9200332, 0.9478032, 0.9593253])
+    torch.testing.assert_close(out[0, 0, 2, 3], flipped, atol=1e-5, rtol=0)
+    torch.testing.assert_close(out[1, 1, 4, 1], turned, atol=1e-5, rtol=0)
+    assert int(label.sum()) == 100
+
+
+@pytest.mark.parametrize("setting", EVERYTHING)
+def test_switching_one_on_leaves_the_draws_of_the_others(setting: str) -> None:
+    own = {"affine": ("matrix", "is_moved"), "elastic": ("elastic",), "blur": ("blur",),
+           "bias_field": ("bias_strength",), "low_resolution": ("coarseness",),
+           "gamma": ("gamma",), "noise": ("noise",), "noise_probability": ("noise",),
+           "mix": ("partner",), "channel_dropout": ("is_kept",)}[setting]  # fmt: skip
+    off = {key: 0.0 for key in EVERYTHING if key not in ("noise", "noise_probability")}
+    off |= {"noise": 0.1, "noise_probability": 0.5}
+    before, after = (
+        drawn(8, seed=1, **settings) for settings in (off, {**off, setting: EVERYTHING[setting]})
+    )
+    changed = {
+        name
+        for name, value in vars(before).items()
+        if isinstance(value, torch.Tensor) and not torch.equal(value, getattr(after, name))
+    }
+    assert changed == set(own)
+
+
 def test_the_same_draw_twice_gives_the_same() -> None:
-    change = drawn(2, affine=1.0, gamma=0.3, noise=0.5, noise_probability=1.0)
+    change = drawn(2, **EVERYTHING)
     image, label = scene(2)
     spacing = SPACING.repeat(2, 1)
     before = image.clone(), label.clone()
@@ -185,7 +247,7 @@ def test_ignored_voxels_move_as_such() -> None:
 def test_intensities_are_what_the_draw_says(rng: np.random.Generator) -> None:
     image = torch.from_numpy(rng.normal(size=(2, 2, 6, 6, 6)).astype(np.float32))
     change = drawn(2, affine=0.0, contrast=0.4, brightness=0.5, noise=0.0)
-    out = augment.intensities(change, image)
+    out = augment.intensities(change, image, ISOTROPIC.repeat(2, 1))
     torch.testing.assert_close(out, image * change.gain + change.shift)
     assert (change.gain - 1).abs().max() <= 0.4
     assert change.gain.unique().numel() == 4
@@ -193,7 +255,7 @@ def test_intensities_are_what_the_draw_says(rng: np.random.Generator) -> None:
 
 def test_gamma_keeps_the_range_and_the_order(rng: np.random.Generator) -> None:
     image = torch.from_numpy(rng.normal(size=(1, 2, 6, 6, 6)).astype(np.float32))
-    out = augment.intensities(drawn(gamma=0.5, affine=0.0, **QUIET), image)
+    out = augment.intensities(drawn(gamma=0.5, affine=0.0, **QUIET), image, ISOTROPIC)
     assert not torch.allclose(out, image)
     for channel, changed in zip(image[0], out[0], strict=True):
         assert float(changed.min()) == pytest.approx(float(channel.min()), abs=1e-4)
@@ -204,11 +266,11 @@ def test_gamma_keeps_the_range_and_the_order(rng: np.random.Generator) -> None:
 def test_noise_has_the_strength_that_was_drawn() -> None:
     image = torch.zeros(4, 2, 20, 20, 20)
     change = drawn(4, affine=0.0, **{**QUIET, "noise": 0.5}, noise_probability=0.5)
-    out = augment.intensities(change, image)
+    out = augment.intensities(change, image, ISOTROPIC)
     strengths = change.noise.flatten()
     assert 0 < int((strengths > 0).sum()) < 4  # some have it, some do not
     other = Draw(**{**vars(change), "noise_seed": change.noise_seed + 1})
-    assert not torch.equal(augment.intensities(other, image), out)
+    assert not torch.equal(augment.intensities(other, image, ISOTROPIC), out)
     for sample, strength in zip(out, strengths, strict=True):
         assert float(sample.std()) == pytest.approx(float(strength), rel=0.03)
 
