@@ -2,6 +2,7 @@
 
 from medseg_plugins import (
     deeplab,
+    deepmedic,
     fcn,
     fpn,
     inception,
@@ -14,6 +15,7 @@ from medseg_plugins import (
 
 __all__ = [
     "deeplab",
+    "deepmedic",
     "fcn",
     "fpn",
     "inception",
