@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from medseg.errors import ConfigError, DataError, MedsegError, PluginError
     from medseg.inference.predictor import Predictor
     from medseg.plugins import load as load_plugins
-    from medseg.registry import DECODERS, ENCODERS, LOSSES, NETWORKS, POSTPROCESSORS, TRANSFORMS
+    from medseg.registry import (
+        DECODERS,
+        ENCODERS,
+        LOSSES,
+        NETWORKS,
+        POSTPROCESSORS,
+        SAMPLERS,
+        TRANSFORMS,
+    )
     from medseg.volumes.dataset import Case
     from medseg.volumes.image import Image
 
@@ -32,6 +40,7 @@ _HOMES = {
     "POSTPROCESSORS": "medseg.registry",
     "PluginError": "medseg.errors",
     "Predictor": "medseg.inference.predictor",
+    "SAMPLERS": "medseg.registry",
     "TRANSFORMS": "medseg.registry",
     "evaluate": "medseg.api",
     "load_config": "medseg.config.load",
@@ -47,6 +56,7 @@ __all__ = [
     "LOSSES",
     "NETWORKS",
     "POSTPROCESSORS",
+    "SAMPLERS",
     "TRANSFORMS",
     "Case",
     "Config",

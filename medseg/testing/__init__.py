@@ -4,7 +4,12 @@ Each check is preceded by its contract in prose. It works on a copy, leaves the 
 state alone and raises `PluginError` with what was checked, what came and what was expected.
 """
 
-from medseg.testing.functions import check_loss, check_postprocessor, check_transform
+from medseg.testing.functions import (
+    check_loss,
+    check_postprocessor,
+    check_sampler,
+    check_transform,
+)
 from medseg.testing.networks import check_decoder, check_encoder, check_network
 
 __all__ = [
@@ -13,5 +18,6 @@ __all__ = [
     "check_loss",
     "check_network",
     "check_postprocessor",
+    "check_sampler",
     "check_transform",
 ]

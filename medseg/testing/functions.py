@@ -1,4 +1,4 @@
-"""The contracts of losses, transforms and postprocessors."""
+"""The contracts of losses, samplers, transforms and postprocessors."""
 
 from __future__ import annotations
 
@@ -48,6 +48,30 @@ def check_loss(
     values = float(loss(kept, target)), float(loss(changed, target))
     if abs(values[0] - values[1]) > 1e-5 * max(1.0, abs(values[0])):
         broken("loss before and after a change of ignored voxels", values, "the same")
+
+
+def check_sampler(sampler: Callable[[Any, Any], Any], site: Any) -> None:
+    """Check a sampler, made as `sampler(classes=..., **options)`.
+
+    It maps a `numpy.random.Generator` and a `Site` (`medseg.training.samplers`), which is a case
+    as a sampler sees it, to the wanted first voxel (i, j, k) of a patch: three ints, which may lie
+    outside the volume. All chance comes from the generator: the same state gives the same place.
+    The site stays as it was. A sampler that resizes the whole volume to the patch says so by a
+    class attribute `resizes = True`, one that cannot do without `data.weights` by
+    `needs_weights = True`.
+
+    Raises:
+        PluginError: It breaks the contract.
+    """
+    before = copy.deepcopy(vars(site))
+    for seed in range(20):
+        start = sampler(np.random.default_rng(seed), site)
+        if not isinstance(start, tuple) or [type(at) for at in start] != [int] * 3:
+            broken("a sampler's result", start, "three ints (i, j, k)")
+        if start != sampler(np.random.default_rng(seed), site):
+            broken("a sampler's result", "another place", "the same for the same generator")
+    if not equal(before, vars(site)):
+        broken("the site a sampler was given", "changed in place", "left as it was")
 
 
 def check_transform(transform: Callable[..., dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from medseg.networks.assembly import Network, beyond, build_network, check_outpu
 from medseg.networks.describe import output_shapes
 from medseg.networks.load_report import LoadReport
 from medseg.networks.pretrained import load_pretrained
-from medseg.registry import LOSSES, TRANSFORMS
+from medseg.registry import LOSSES, SAMPLERS, TRANSFORMS
 from medseg.training.finetune import FineTuning
 from medseg.training.losses import DeepSupervision
 from medseg.training.short_axes import ShortAxesInFloat32
@@ -29,7 +29,7 @@ from medseg.transforms import foreground
 from medseg.transforms.preprocess import Preprocessor, Spacing
 from medseg.volumes import cases
 from medseg.volumes.check import CheckReport, check_cases
-from medseg.volumes.dataset import Dataset, Labels
+from medseg.volumes.dataset import Dataset
 from medseg.volumes.split import SplitIds, split
 
 _AXES = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
@@ -108,7 +108,7 @@ def set_up(
         regions = dataset.labels.regions
         loss = LOSSES.build(config.loss.spec(), classes=classes, regions=regions)
     loss = DeepSupervision(loss, network.output_weights)
-    _try_components(config, dataset.labels)
+    _try_components(config, dataset)
     with suppress(NotImplementedError):  # of an operation that cannot be tried without computing
         size = beyond(config.train.patch, network.margin)
         shapes = output_shapes(network, channels, size, config.train.batch)
@@ -135,11 +135,34 @@ def _errors_within(section: str) -> Iterator[None]:
         raise ConfigError(f"{dotted(where)}: {error}", where) from error
 
 
-def _try_components(config: Config, labels: Labels) -> None:
+def _try_components(config: Config, dataset: Dataset) -> None:
     """Build what would otherwise be built only in workers, or after the training."""
+    with _errors_within("train"):
+        _try_sampler(config, dataset)
     for spec in (*config.preprocess.normalise, *config.augment.transforms):
         TRANSFORMS.build(spec.spec())
-    build_all(config.postprocess, labels)
+    build_all(config.postprocess, dataset.labels)
+
+
+def _try_sampler(config: Config, dataset: Dataset) -> None:
+    name, classes = config.train.sampler.name, len(dataset.labels.values) + 1
+    try:
+        sampler = SAMPLERS.build(config.train.sampler.spec(), classes=classes)
+    except ConfigError as error:
+        raise ConfigError(str(error), ("sampler", *error.path)) from error
+    if getattr(sampler, "needs_weights", False) and config.data.weights is None:
+        raise ConfigError(
+            f"sampler {name!r} needs data.weights, a map for each case that says where to sample",
+            ("sampler",),
+        )
+    resizes = getattr(sampler, "resizes", False)
+    if resizes != (config.inference.mode == "resize"):
+        told = "resizes" if resizes else "does not resize"
+        raise ConfigError(
+            f"sampler {name!r} {told} volumes to the patch, so that prediction must do the same: "
+            f"inference.mode is {config.inference.mode!r}",
+            ("sampler",),
+        )
 
 
 def _spacing(config: Config, report: CheckReport, ids: SplitIds) -> Spacing | None:

@@ -17,15 +17,25 @@ from medseg.config.schema import ComponentSpec, Model
 from medseg.networks.assembly import EncoderDecoder, build_network
 from medseg.networks.stages import cumulative
 from medseg.postprocess.prediction import Prediction
-from medseg.registry import DECODERS, ENCODERS, LOSSES, NETWORKS, POSTPROCESSORS, TRANSFORMS
+from medseg.registry import (
+    DECODERS,
+    ENCODERS,
+    LOSSES,
+    NETWORKS,
+    POSTPROCESSORS,
+    SAMPLERS,
+    TRANSFORMS,
+)
 from medseg.testing import (
     check_decoder,
     check_encoder,
     check_loss,
     check_network,
     check_postprocessor,
+    check_sampler,
     check_transform,
 )
+from medseg.training.samplers import Site
 
 plugins.load()
 
@@ -191,6 +201,19 @@ def test_monai_networks(net: str) -> None:
 @pytest.mark.parametrize("name", LOSSES.names())
 def test_loss(name: str) -> None:
     check_loss(LOSSES.build(small(LOSSES, name), classes=3), 3)
+
+
+@pytest.mark.parametrize("name", SAMPLERS.names())
+def test_sampler(name: str) -> None:
+    label = np.zeros((9, 12, 10), np.uint8)
+    label[2:4, 3:5, 1:3], label[6, 7, 8] = 1, 2
+    flat = np.flatnonzero(label)
+    voxels = np.stack([label.ravel()[flat], flat], axis=1).astype(np.int64)
+    region, everywhere = np.arange(300, 800, 3), np.arange(label.size)
+    for patch in ((4, 4, 4), (16, 3, 10)):
+        for inside in (None, region):
+            site = Site(label.shape, patch, voxels, label, inside, everywhere, turn=3)
+            check_sampler(SAMPLERS.build(small(SAMPLERS, name), classes=3), site)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS.names())

@@ -18,6 +18,7 @@ NAMES = [
     "LOSSES",
     "NETWORKS",
     "POSTPROCESSORS",
+    "SAMPLERS",
     "TRANSFORMS",
     "Case",
     "Config",
