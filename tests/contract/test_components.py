@@ -46,11 +46,14 @@ STEPS = {
     "dilated": [(1, 1, 1), (2, 2, 2), (1, 1, 1)],
 }
 # Small options for names known to be large. A name that is not here is tested with its defaults;
-# encoders with an option `width` or `levels` are narrowed and shortened by it.
+# encoders and networks with an option `width` or `levels` are narrowed and shortened by it.
 SMALL: dict[str, dict[str, Any]] = {
     "decoder deeplab": {"width": 4, "low_width": 3},
     "decoder fcn": {"width": 4, "hidden": [6]},
     "decoder fpn": {"width": 4},
+    "network dense_vnet": {"convs": [3, 2, 2]},
+    "network highres3dnet": {"blocks": [1, 1, 1]},
+    "network holisticnet": {"blocks": 1},
     "network monai": {"net": "UNet", "options": {"channels": [4, 8, 8], "strides": [2, 2]}},
     "transform monai": {"transform": "RandAffined", "options": {"prob": 1.0, "rotate_range": 0.3}},
     "loss monai": {"loss": "DiceCELoss"},
@@ -60,6 +63,7 @@ NARROW = {"width": 0.05, "levels": 3}
 REQUIRED: dict[str, Any] = {"low": -1.0, "high": 1.0, "mm3": 2.0, "regions": [[1, 2], [2]]}
 # Presets are these components with other defaults.
 ENCODER_NAMES = [name for name in ENCODERS.names() if name not in ENCODERS.presets]
+NETWORK_NAMES = [name for name in NETWORKS.names() if name not in NETWORKS.presets]
 LEVELS_OF_PRESETS = 4  # those of GoogLeNet have heads there
 
 
@@ -71,7 +75,7 @@ def small(registry: Any, name: str) -> dict[str, Any]:
         for key, value in REQUIRED.items()
         if key in parameters and parameters[key].default is inspect.Parameter.empty
     }
-    narrow = NARROW if registry is ENCODERS else {}
+    narrow = NARROW if registry in (ENCODERS, NETWORKS) else {}
     if name in registry.presets:
         narrow = narrow | {"levels": LEVELS_OF_PRESETS}
     fitting = {key: value for key, value in narrow.items() if key in parameters}
@@ -168,10 +172,27 @@ def test_every_preset_with_every_decoder(encoder: str, decoder: str, kind: str) 
     assert not idle
 
 
-@pytest.mark.parametrize("name", NETWORKS.names())
+@pytest.mark.parametrize("name", NETWORK_NAMES)
 def test_network(name: str) -> None:
     network = NETWORKS.build(small(NETWORKS, name), in_channels=2, classes=3)
     check_network(network, 2, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS.presets)
+def test_network_preset(name: str) -> None:
+    network = NETWORKS.build(small(NETWORKS, name), in_channels=1, classes=2)
+    check_network(network, 1, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["instance", "none"])
+@pytest.mark.parametrize("name", NETWORK_NAMES)
+def test_network_norms(name: str, norm: str) -> None:
+    if "norm" not in NETWORKS.signature(name).parameters:
+        pytest.skip(f"{name} has no option norm")
+    network = NETWORKS.build(small(NETWORKS, name) | {"norm": norm}, in_channels=1, classes=2)
+    check_network(network, 1, 2)
 
 
 MONAI = {
