@@ -15,7 +15,7 @@ from torch import Tensor
 from medseg.config.schema import Augment
 from medseg.transforms import augment
 from medseg.transforms.augment import Draw
-from medseg.transforms.augment.intensity import blurring, coarsening
+from medseg.transforms.augment.intensity import blurring
 
 SPACING = torch.tensor([[1.0, 1.0, 3.0]])
 QUIET = {"affine": 0.0, "brightness": 0.0, "contrast": 0.0, "noise": 0.0}
@@ -119,24 +119,36 @@ def test_blur_repeats_the_border() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 7, 24])
-def test_nothing_to_do_gives_identities(length: int) -> None:
-    identity = torch.eye(length)
-    torch.testing.assert_close(blurring(torch.zeros(1), length)[0], identity)
-    assert torch.equal(coarsening(torch.ones(1), length)[0], identity)
+def test_no_blur_is_the_identity(length: int) -> None:
+    torch.testing.assert_close(blurring(torch.zeros(1), length)[0], torch.eye(length))
+
+
+def test_patches_of_one_slice_are_taken() -> None:
+    image = noise(1, 2, 12, 10, 1)
+    out = changed(drawn(bias_field=1.0, blur=1.0, low_resolution=1.0), image)
+    assert out.shape == image.shape
+    assert bool(torch.isfinite(out).all())
 
 
 @pytest.mark.parametrize("factor", [1.3, 2.0, 3.7, 50.0])
-def test_larger_voxels_are_means_interpolated_back(factor: float) -> None:
-    matrix = coarsening(torch.tensor([factor]), 12)[0]
-    torch.testing.assert_close(matrix.sum(1), torch.ones(12))
-    assert float(matrix.min()) >= 0
-    count = max(1, round(12 / factor))
-    assert int(torch.linalg.matrix_rank(matrix)) == count
-    if 12 % count == 0:  # then it is what torch does with areas and back
-        signal = noise(1, 1, 12)
-        small = torch.nn.functional.interpolate(signal, count, mode="area")
-        peer = torch.nn.functional.interpolate(small, 12, mode="linear", align_corners=False)
-        torch.testing.assert_close(signal @ matrix.T, peer)
+def test_low_resolution_has_as_many_voxels_as_fit(factor: float) -> None:
+    image = noise(1, 1, 12, 12, 12)
+    change = replace(drawn(channels=1), coarseness=torch.tensor([[factor]]))
+    out = changed(change, image, torch.ones(1, 3))[0, 0]
+    for axis in range(3):  # what lies along one axis spans as many dimensions as voxels were left
+        rank = torch.linalg.matrix_rank(out.movedim(axis, 0).flatten(1), rtol=1e-4)
+        assert int(rank) == max(1, round(12 / factor))
+
+
+def test_a_lesion_of_one_voxel_fades_and_does_not_go() -> None:
+    """Its label stays, so what is left of it must be seen, wherever it lies."""
+    change = replace(drawn(channels=1), coarseness=torch.tensor([[2.0]]))
+    for place in (5, 6):
+        image = torch.zeros(1, 1, 12, 12, 12)
+        image[..., place, place, place] = 8
+        out = changed(change, image, torch.ones(1, 3))
+        assert float(out.sum()) == pytest.approx(8)
+        assert 0.2 < float(out[..., place, place, place]) < 1
 
 
 def test_low_resolution_leaves_axes_that_are_coarser_already() -> None:

@@ -108,7 +108,7 @@ def test_image_and_label_bend_together() -> None:
     assert float(is_clear.float().mean()) > 0.4
     assert torch.equal(found[is_clear], (value > 0)[is_clear])
     still = label[inner] > 0
-    assert int((found != still)[is_clear].sum()) > 50  # and it did bend
+    assert int((found != still)[is_clear].sum()) > 10  # and it did bend
 
 
 def test_bending_comes_before_the_affine_map() -> None:

@@ -1,9 +1,4 @@
-"""What a draw does to intensities, in the order in which a scanner would: field, resolution, tone.
-
-Blur and low resolution are linear along each axis, so both are one matrix an axis, made for each
-channel: products of matrices are what any device does fastest, and channels of different strengths
-go through them together.
-"""
+"""What a draw does to intensities, in a scanner's order: field, blur, voxels, tone, noise."""
 
 from __future__ import annotations
 
@@ -22,7 +17,10 @@ def intensities(change: Draw, image: Tensor, spacing: Tensor) -> Tensor:
         image: (N, C, I, J, K) float.
         spacing: (N, 3) voxel size in mm.
     """
-    image = _tone(change, _resolved(change, _biased(change, image), spacing))
+    image = _biased(change, image)
+    image = _blurred(change, image, spacing)
+    image = _coarsened(change, image, spacing)
+    image = _toned(change, image)
     if bool((change.noise > 0).any()):
         generator = torch.Generator(image.device).manual_seed(change.noise_seed)
         field = torch.empty_like(image).normal_(generator=generator)
@@ -30,14 +28,16 @@ def intensities(change: Draw, image: Tensor, spacing: Tensor) -> Tensor:
     return image
 
 
-def _tone(change: Draw, image: Tensor) -> Tensor:
+def _toned(change: Draw, image: Tensor) -> Tensor:
     """Gamma within the range of each channel, then contrast and brightness."""
     gain, shift, gamma = (t.to(image.device) for t in (change.gain, change.shift, change.gamma))
     if bool((change.gamma != 1).any()):
         low, high = image.amin((2, 3, 4), keepdim=True), image.amax((2, 3, 4), keepdim=True)
         span = (high - low).clamp_min(1e-6)
-        image = ((image - low) / span).clamp(0, 1) ** gamma * span + low
-    return torch.addcmul(shift, image, gain)
+        image = (image - low).div_(span).clamp_(0, 1).pow_(gamma).mul_(span).add_(low)
+    if bool((change.gain != 1).any() or (change.shift != 0).any()):
+        image = torch.addcmul(shift, image, gain)
+    return image
 
 
 def _biased(change: Draw, image: Tensor) -> Tensor:
@@ -64,21 +64,44 @@ def _biased(change: Draw, image: Tensor) -> Tensor:
     return _with(image, rows, torch.addcmul(low, chosen - low, gain))
 
 
-def _resolved(change: Draw, image: Tensor, spacing: Tensor) -> Tensor:
-    """Blur channels, then sample them with larger voxels and back."""
-    rows = _rows((change.blur > 0) | (change.coarseness > 1))
+def _blurred(change: Draw, image: Tensor, spacing: Tensor) -> Tensor:
+    """Gaussian blur, its deviation in mm.
+
+    It is linear along each axis, so that it is one matrix an axis, made for each channel: channels
+    of different strengths go through together, and products of matrices are fast on any device.
+    """
+    rows = _rows(change.blur > 0)
     if not len(rows):
         return image
-    sizes = spacing.cpu().float().repeat_interleave(image.shape[1], 0)[rows]
-    sigma = change.blur.flatten()[rows, None] / sizes
-    wanted = change.coarseness.flatten()[rows, None] * sizes.amin(1, keepdim=True)
-    factor = (wanted / sizes).clamp_min(1)
-    sigma, factor, rows = (t.to(image.device) for t in (sigma, factor, rows))
+    sigma = change.blur.flatten()[rows, None] / _per_channel(spacing, image)[rows]
+    sigma, rows = sigma.to(image.device), rows.to(image.device)
     chosen = image.flatten(0, 1)[rows]
     for axis, length in enumerate(image.shape[2:]):
-        matrix = coarsening(factor[:, axis], length) @ blurring(sigma[:, axis], length)
-        chosen = _along(matrix, chosen, axis)
+        chosen = _along(blurring(sigma[:, axis], length), chosen, axis)
     return _with(image, rows, chosen)
+
+
+def _coarsened(change: Draw, image: Tensor, spacing: Tensor) -> Tensor:
+    """Average over larger voxels, and interpolate linearly back.
+
+    All axes get the same size in mm; those that are coarser already stay as they are. nnU-Net
+    (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z) takes the nearest voxel instead of the
+    mean: small lesions would go while their labels stay, and a thick slice is a mean.
+    """
+    rows = _rows(change.coarseness > 1)
+    if not len(rows):
+        return image
+    sizes = _per_channel(spacing, image)[rows]
+    wanted = change.coarseness.flatten()[rows, None] * sizes.amin(1, keepdim=True)
+    shape = torch.tensor(image.shape[2:])
+    counts = (shape * sizes / wanted.maximum(sizes)).round().clamp_min(1).int().tolist()
+    channels, result = image.flatten(0, 1), image.flatten(0, 1).clone()
+    for row, count in zip(rows.tolist(), counts, strict=True):  # sizes differ: one by one
+        small = functional.interpolate(channels[row][None, None], count, mode="area")
+        result[row] = functional.interpolate(
+            small, image.shape[2:], mode="trilinear", align_corners=False
+        )[0, 0]
+    return result.view(image.shape)
 
 
 def blurring(sigma: Tensor, length: int) -> Tensor:
@@ -94,27 +117,6 @@ def blurring(sigma: Tensor, length: int) -> Tensor:
     edge = place[1:] - 0.5 - place[:, None]  # from each output to the faces between voxels
     below = torch.special.ndtr(edge / sigma.clamp_min(1e-3)[:, None, None])
     return functional.pad(functional.pad(below, (1, 0)), (0, 1), value=1).diff(dim=2)
-
-
-def coarsening(factor: Tensor, length: int) -> Tensor:
-    """(M, L, L) matrices that average over larger voxels, and interpolate linearly back.
-
-    Averages, where nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z) takes the nearest
-    voxel: a thick slice is a mean of what it holds.
-
-    Args:
-        factor: (M,) size of the larger voxels in voxels; rounded so that they fill the axis, and 1
-            gives the identity.
-        length: L, voxels along the axis.
-    """
-    count = (length / factor).round().clamp_min(1)[:, None, None]
-    place = torch.arange(length, dtype=torch.float32, device=factor.device)
-    size = length / count
-    begin = place[:, None] * size  # of larger voxel m
-    overlap = torch.minimum(begin + size, place + 1) - torch.maximum(begin, place)
-    average = overlap.clamp_min(0) / size
-    centre = ((place[:, None] + 0.5) / size - 0.5).clamp_min(0).minimum(count - 1)
-    return (1 - (centre - place).abs()).clamp_min(0) @ average
 
 
 def _along(matrix: Tensor, image: Tensor, axis: int) -> Tensor:
@@ -133,6 +135,11 @@ def _legendre(length: int) -> Tensor:
     for n in range(1, DEGREE):
         columns.append(((2 * n + 1) * x * columns[n] - n * columns[n - 1]) / (n + 1))
     return torch.stack(columns, 1)
+
+
+def _per_channel(spacing: Tensor, image: Tensor) -> Tensor:
+    """(N * C, 3) voxel size in mm of each channel, on the CPU."""
+    return spacing.cpu().float().repeat_interleave(image.shape[1], 0)
 
 
 def _rows(is_on: Tensor) -> Tensor:
