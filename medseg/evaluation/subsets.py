@@ -17,6 +17,7 @@ from medseg.errors import DataError
 from medseg.evaluation.metrics import ratio
 from medseg.evaluation.report_tables import row, table, text
 from medseg.evaluation.scores import CaseScores, LabelMap
+from medseg.evaluation.surfaces import Mask
 from medseg.volumes.dataset import Dataset
 
 Key = tuple[tuple[str, ...], tuple[str, ...]]  # all channels, and those of them that are missing
@@ -59,6 +60,7 @@ def dice(
     truth: LabelMap,
     classes: Mapping[str, tuple[int, ...]],
     ignore: int | None = None,
+    region: Mask | None = None,
 ) -> dict[str, float]:
     """Dice of each class of a label map, as `metrics.measure` has it: two empty masks agree.
 
@@ -67,8 +69,10 @@ def dice(
         truth: Label values, (I, J, K).
         classes: Class name to the label values that make it up.
         ignore: Label value of the truth whose voxels are left out.
+        region: (I, J, K), what counts; None: all.
     """
-    known = np.ones(truth.shape, dtype=bool) if ignore is None else truth != ignore
+    known = np.ones(truth.shape, dtype=bool) if region is None else region
+    known = known if ignore is None else known & (truth != ignore)
     found = {}
     for name, values in classes.items():
         p, t = np.isin(prediction, values) & known, np.isin(truth, values) & known

@@ -58,8 +58,9 @@ def score_subsets(predictor: Predictor, dataset: Dataset, tick: Tick) -> tuple[S
                 if set(loaded.missing) <= set(missing):
                     prediction = predictor.predict_case(loaded.without(missing))
                     values = labels.to_values(prediction.labels)
+                    region = prediction.mask if predictor.config.evaluation.roi else None
                     key = (channels, tuple(channels[n] for n in missing))
-                    yield key, dice(values, truth, labels.classes, labels.ignore)
+                    yield key, dice(values, truth, labels.classes, labels.ignore, region)
             tick(case.id)
 
     channels, labels = predictor.checkpoint.channels, predictor.labels

@@ -160,6 +160,7 @@ def test_a_case_is_resized_to_the_patch(cases: Any) -> None:
 
 
 def test_regions_and_maps_of_a_case_are_sampled(cases: Any) -> None:
+    cases = [replace(case, has_mask=True, has_weights=True) for case in cases]
     for case in cases:
         mask = np.zeros(case.label().shape, bool)
         mask[10, 9, 1:3] = True
