@@ -1,8 +1,8 @@
 """A trained model in one file: weights and all that a prediction needs, in safetensors.
 
-The metadata hold the config as YAML text, channel names, classes, the resolved spacing, and which
-plugins were used. A checkpoint never makes a plugin run: a plugin that is not installed must be
-named by the user again.
+The metadata hold the config as YAML text, channel names, classes, the resolved spacing, what
+transforms learnt from the training cases, and which plugins were used. A checkpoint never makes a
+plugin run: a plugin that is not installed must be named by the user again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ class Checkpoint:
         source: The file it was read from; for messages.
         tuned: Postprocessors tuned after the training, at most one of a name.
         overridden: Settings that the user gave instead of the model's, e.g. `inference.overlap`.
+        fitted: What transforms of its preprocessing learnt from the training cases, in plain
+            values, as `medseg.transforms.fitted.Fitted` reads them.
     """
 
     config: Config
@@ -77,6 +79,7 @@ class Checkpoint:
     source: Path = Path("model")
     tuned: tuple[Tuned, ...] = ()
     overridden: tuple[str, ...] = ()
+    fitted: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -95,6 +98,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "spacing": checkpoint.spacing,
         "plugins": plugins.provenance(checkpoint.config.plugins),
         "tuned": [asdict(tuned) for tuned in checkpoint.tuned],
+        "fitted": dict(checkpoint.fitted),
     }
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()
@@ -142,6 +146,7 @@ def load(path: Path, references: Sequence[str] = (), overrides: Sequence[str] = 
             source=path,
             tuned=_tuned(path, about),
             overridden=tuple(text.partition("=")[0].strip() for text in overrides),
+            fitted=dict(about.get("fitted", {})),  # files of before there were any lack the key
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(path, f"not a readable model (its metadata: {error!r})") from error

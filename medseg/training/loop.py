@@ -21,6 +21,7 @@ from medseg.networks.checkpoint import Checkpoint, save
 from medseg.training import cache, curves
 from medseg.training.budget import Clock, learning_rate
 from medseg.training.dataset import Batch, Patches, batches
+from medseg.training.fit import fitted
 from medseg.training.run import RunFolder
 from medseg.training.sampling import Sampling
 from medseg.training.setup import Setup, set_up
@@ -74,9 +75,10 @@ def train(
             run.reopen(config, setup.dataset)
         else:
             run.refuse_another(resume)
+        setup = fitted(setup, run, resume=resume, quiet=quiet)
         training, validation = _cached(setup, run, quiet)
         if not resume:
-            run.start(config, setup.dataset, setup.ids, setup.pretrained)
+            run.start(config, setup.dataset, setup.ids, setup.pretrained, _learnt(setup))
         state = State(setup.network.to(where), config.train, setup.tuning)
         if resume:
             state.restore(run.state)
@@ -195,7 +197,18 @@ def _validated(
 def _checkpoint(setup: Setup, state: State) -> Checkpoint:
     dataset = setup.dataset
     weights = state.average.state_dict()
-    return Checkpoint(setup.config, dataset.channels, dataset.labels, setup.spacing, weights)
+    return Checkpoint(
+        setup.config,
+        dataset.channels,
+        dataset.labels,
+        setup.spacing,
+        weights,
+        fitted=_learnt(setup),
+    )
+
+
+def _learnt(setup: Setup) -> dict[str, Any]:
+    return setup.fitted.as_json() if setup.fitted else {}
 
 
 def _cached(

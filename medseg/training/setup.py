@@ -25,10 +25,11 @@ from medseg.training.finetune import FineTuning
 from medseg.training.losses import DeepSupervision
 from medseg.training.short_axes import ShortAxesInFloat32
 from medseg.transforms import foreground
+from medseg.transforms.fitted import Fitted, build
 from medseg.transforms.preprocess import Preprocessor, Spacing
 from medseg.volumes import cases
 from medseg.volumes.check import CheckReport, check_cases
-from medseg.volumes.dataset import Dataset, Labels
+from medseg.volumes.dataset import Dataset
 from medseg.volumes.split import SplitIds, split
 
 _AXES = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
@@ -48,6 +49,7 @@ class Setup:
         loss: Of all the network's outputs.
         tuning: Which levels of the network train, and how fast.
         pretrained: What was taken from a file of weights; None: nothing was to be.
+        fitted: What transforms learnt from the training cases; None: they have not yet.
     """
 
     config: Config
@@ -59,11 +61,18 @@ class Setup:
     loss: nn.Module
     tuning: FineTuning
     pretrained: LoadReport | None
+    fitted: Fitted | None = None
 
     @property
     def preprocessor(self) -> Preprocessor:
         """What happens to each case first."""
-        return Preprocessor(self.config.preprocess, self.spacing, self.config.plugins)
+        return Preprocessor(
+            self.config.preprocess,
+            self.spacing,
+            self.config.plugins,
+            channels=self.dataset.channels,
+            fitted=self.fitted,
+        )
 
 
 def set_up(
@@ -99,7 +108,7 @@ def set_up(
     with _errors_within("loss"):
         loss = LOSSES.build(config.loss.spec(), classes=classes)
     loss = DeepSupervision(loss, network.output_weights)
-    _try_components(config, dataset.labels)
+    _try_components(config, dataset)
     with suppress(NotImplementedError):  # of an operation that cannot be tried without computing
         output_shapes(network, channels, config.train.patch, config.train.batch)
     with _errors_within("model"):
@@ -123,11 +132,12 @@ def _errors_within(section: str) -> Iterator[None]:
         raise ConfigError(f"{dotted(where)}: {error}", where) from error
 
 
-def _try_components(config: Config, labels: Labels) -> None:
+def _try_components(config: Config, dataset: Dataset) -> None:
     """Build what would otherwise be built only in workers, or after the training."""
-    for spec in (*config.preprocess.normalise, *config.augment.transforms):
+    build(config.preprocess.normalise, dataset.channels)
+    for spec in config.augment.transforms:
         TRANSFORMS.build(spec.spec())
-    build_all(config.postprocess, labels)
+    build_all(config.postprocess, dataset.labels)
 
 
 def _spacing(config: Config, report: CheckReport, ids: SplitIds) -> Spacing | None:
