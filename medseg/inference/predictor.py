@@ -19,6 +19,7 @@ from medseg.inference.window import autocast, check_patch, predict_volume
 from medseg.networks.assembly import build_network
 from medseg.networks.checkpoint import Checkpoint, load, restore
 from medseg.postprocess.prediction import Prediction, needs_probabilities
+from medseg.transforms.fitted import Fitted
 from medseg.transforms.preprocess import Prepared, Preprocessor
 from medseg.volumes.dataset import Case, Dataset, Labels, Policy
 from medseg.volumes.image import Affine, Array, Image
@@ -57,7 +58,11 @@ class Predictor:
         restore(self.network, checkpoint)
         self.network.to(device).eval()
         self._preprocess = Preprocessor(
-            self.config.preprocess, checkpoint.spacing, self.config.plugins
+            self.config.preprocess,
+            checkpoint.spacing,
+            self.config.plugins,
+            channels=checkpoint.channels,
+            fitted=Fitted.of(checkpoint.fitted, checkpoint.channels, checkpoint.source),
         )
         self._steps = steps(checkpoint, crf)
         self._offsets = _offsets(checkpoint)

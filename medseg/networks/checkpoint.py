@@ -1,8 +1,8 @@
 """A trained model in one file: weights and all that a prediction needs, in safetensors.
 
-The metadata hold the config as YAML text, channel names, classes, the resolved spacing, and which
-plugins were used. A checkpoint never makes a plugin run: a plugin that is not installed must be
-named by the user again.
+The metadata hold the config as YAML text, channel names, classes, the resolved spacing, what
+transforms learnt from the training cases, and which plugins were used. A checkpoint never makes a
+plugin run: a plugin that is not installed must be named by the user again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,8 @@ class Checkpoint:
         tuned: Postprocessors tuned after the training, at most one of a name.
         priors: How common the classes are in volumes and patches; None: not known.
         overridden: Settings that the user gave instead of the model's, e.g. `inference.overlap`.
+        fitted: What transforms of its preprocessing learnt from the training cases, in plain
+            values, as `medseg.transforms.fitted.Fitted` reads them.
     """
 
     config: Config
@@ -102,6 +104,7 @@ class Checkpoint:
     tuned: tuple[Tuned, ...] = ()
     priors: Priors | None = None
     overridden: tuple[str, ...] = ()
+    fitted: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -121,6 +124,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "plugins": plugins.provenance(checkpoint.config.plugins),
         "tuned": [asdict(tuned) for tuned in checkpoint.tuned],
         "priors": None if checkpoint.priors is None else asdict(checkpoint.priors),
+        "fitted": dict(checkpoint.fitted),
     }
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()
@@ -169,6 +173,7 @@ def load(path: Path, references: Sequence[str] = (), overrides: Sequence[str] = 
             tuned=_tuned(path, about),
             priors=_priors(about, 1 + len(Labels(classes, about["ignore"]).values)),
             overridden=tuple(text.partition("=")[0].strip() for text in overrides),
+            fitted=dict(about.get("fitted", {})),  # files of before there were any lack the key
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(path, f"not a readable model (its metadata: {error!r})") from error

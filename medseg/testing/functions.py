@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -81,7 +82,9 @@ def check_transform(transform: Callable[..., dict[str, Any]]) -> None:
     integer to such a dict: image finite, label of the same grid and without new values, other
     keys kept. The dict and the arrays it was given stay as they were. A random transform draws in
     `sample(rng: numpy.random.Generator)` and applies in `__call__(data, drawn)`, so that the same
-    draw gives the same result.
+    draw gives the same result. One that learns from the training cases (in
+    `preprocess.normalise`) does so in `fit(samples)`, given one dict after the other, and returns
+    plain JSON values; `use(values)` returns the transform ready to apply.
 
     Raises:
         PluginError: It breaks the contract.
@@ -89,6 +92,8 @@ def check_transform(transform: Callable[..., dict[str, Any]]) -> None:
     rng = np.random.default_rng(0)
     image = rng.normal(size=(2, 8, 9, 10)).astype(np.float32)
     full = {"image": image, "label": rng.integers(0, 3, size=(1, 8, 9, 10)), "other": "kept"}
+    if hasattr(transform, "fit"):
+        transform = _fitted(transform, [full, {"image": 2 * image}])
     sample = getattr(transform, "sample", None)
     for data in (full, {"image": image}):
         drawn = () if sample is None else (sample(rng),)
@@ -101,6 +106,21 @@ def check_transform(transform: Callable[..., dict[str, Any]]) -> None:
         if not equal(out, transform(data, *drawn)):
             broken("a transform's result", "another one each time", "drawn in sample(rng)")
         _check_sample(data, out)
+
+
+def _fitted(transform: Any, samples: list[dict[str, Any]]) -> Any:
+    """A transform that learns, with what it has learnt on its way through a file."""
+    before = copy.deepcopy(samples)
+    values = transform.fit(iter(samples))
+    if not equal(before, samples):
+        broken("the samples a transform learnt from", "changed in place", "left as they were")
+    try:
+        stored = json.loads(json.dumps(values, allow_nan=False))
+    except (TypeError, ValueError):
+        broken("what fit of a transform gives", values, "plain JSON values")
+    if not equal(values, transform.fit(iter(samples))):
+        broken("what fit of a transform gives", "another result each time", "the same")
+    return transform.use(stored)
 
 
 def check_postprocessor(postprocessor: Callable[[Any], Any], prediction: Any) -> None:

@@ -121,6 +121,7 @@ def _key(case: Case, dataset: Dataset, preprocessor: Preprocessor) -> str:
         list(dataset.labels.values), dataset.labels.ignore,
         preprocessor.settings.model_dump(mode="json"), preprocessor.spacing,
         plugins.fingerprint(preprocessor.references),
+        preprocessor.fitted.as_json() if preprocessor.fitted else {},
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -21,6 +21,7 @@ from medseg.networks.checkpoint import Checkpoint, Priors, save
 from medseg.training import cache, curves
 from medseg.training.budget import Clock, learning_rate
 from medseg.training.dataset import Batch, Patches, batches, recipe
+from medseg.training.fit import fitted
 from medseg.training.priors import measure
 from medseg.training.run import RunFolder
 from medseg.training.setup import Setup, set_up
@@ -74,9 +75,10 @@ def train(
             run.reopen(config, setup.dataset)
         else:
             run.refuse_another(resume)
+        setup = fitted(setup, run, resume=resume, quiet=quiet)
         training, validation = _cached(setup, run, quiet)
         if not resume:
-            run.start(config, setup.dataset, setup.ids, setup.pretrained)
+            run.start(config, setup.dataset, setup.ids, setup.pretrained, _learnt(setup))
         state = State(setup.network.to(where), config.train, setup.tuning)
         if resume:
             state.restore(run.state)
@@ -210,8 +212,18 @@ def _checkpoint(setup: Setup, state: State, priors: Priors) -> Checkpoint:
     dataset = setup.dataset
     weights = state.average.state_dict()
     return Checkpoint(
-        setup.config, dataset.channels, dataset.labels, setup.spacing, weights, priors=priors
+        setup.config,
+        dataset.channels,
+        dataset.labels,
+        setup.spacing,
+        weights,
+        priors=priors,
+        fitted=_learnt(setup),
     )
+
+
+def _learnt(setup: Setup) -> dict[str, Any]:
+    return setup.fitted.as_json() if setup.fitted else {}
 
 
 def _cached(

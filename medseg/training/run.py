@@ -43,6 +43,7 @@ class RunFolder:
         self.splits = self.path / "splits.json"
         self.environment = self.path / "environment.json"
         self.pretrained = self.path / "pretrained.json"
+        self.fitted = self.path / "fitted.json"
         self.validation = self.path / "validation"
         self.report = self.path / "report.html"
         self.cache = self.path / "cache"
@@ -59,7 +60,12 @@ class RunFolder:
             )
 
     def start(
-        self, config: Config, dataset: Dataset, ids: SplitIds, pretrained: LoadReport | None
+        self,
+        config: Config,
+        dataset: Dataset,
+        ids: SplitIds,
+        pretrained: LoadReport | None,
+        fitted: Mapping[str, Any],
     ) -> None:
         """Write what is known before the first step.
 
@@ -70,6 +76,8 @@ class RunFolder:
         write_json(self.environment, environment(config, dataset))
         if pretrained is not None:
             write_json(self.pretrained, pretrained.as_json())
+        if fitted:
+            write_json(self.fitted, fitted)
         write_text(self.config, dump(config))  # last: it says that there is a run to resume
 
     def reopen(self, config: Config, dataset: Dataset) -> None:

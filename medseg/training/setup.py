@@ -26,6 +26,7 @@ from medseg.training.finetune import FineTuning
 from medseg.training.losses import DeepSupervision
 from medseg.training.short_axes import ShortAxesInFloat32
 from medseg.transforms import foreground
+from medseg.transforms.fitted import Fitted, build
 from medseg.transforms.preprocess import Preprocessor, Spacing
 from medseg.volumes import cases
 from medseg.volumes.check import CheckReport, check_cases
@@ -49,6 +50,7 @@ class Setup:
         loss: Of all the network's outputs.
         tuning: Which levels of the network train, and how fast.
         pretrained: What was taken from a file of weights; None: nothing was to be.
+        fitted: What transforms learnt from the training cases; None: they have not yet.
     """
 
     config: Config
@@ -60,6 +62,7 @@ class Setup:
     loss: nn.Module
     tuning: FineTuning
     pretrained: LoadReport | None
+    fitted: Fitted | None = None
 
     @property
     def classes(self) -> int:
@@ -69,7 +72,13 @@ class Setup:
     @property
     def preprocessor(self) -> Preprocessor:
         """What happens to each case first."""
-        return Preprocessor(self.config.preprocess, self.spacing, self.config.plugins)
+        return Preprocessor(
+            self.config.preprocess,
+            self.spacing,
+            self.config.plugins,
+            channels=self.dataset.channels,
+            fitted=self.fitted,
+        )
 
 
 def set_up(
@@ -139,7 +148,8 @@ def _try_components(config: Config, dataset: Dataset) -> None:
     """Build what would otherwise be built only in workers, or after the training."""
     with _errors_within("train"):
         _try_sampler(config, dataset)
-    for spec in (*config.preprocess.normalise, *config.augment.transforms):
+    build(config.preprocess.normalise, dataset.channels)
+    for spec in config.augment.transforms:
         TRANSFORMS.build(spec.spec())
     build_all(config.postprocess, dataset.labels)
 

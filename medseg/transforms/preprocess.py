@@ -6,17 +6,17 @@ move voxels are recorded in a `Route`, whose `back` takes class probabilities to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
 from medseg import plugins
-from medseg.config.schema import ComponentSpec, Preprocess
+from medseg.config.schema import Preprocess
 from medseg.errors import DataError, PluginError
-from medseg.registry import TRANSFORMS
 from medseg.transforms import foreground
+from medseg.transforms.fitted import Fitted, build
 from medseg.volumes.geometry import Reorient, voxel_size
 from medseg.volumes.image import Array
 from medseg.volumes.load import LoadedCase
@@ -92,14 +92,27 @@ class Preprocessor:
         settings: The section.
         spacing: Voxel size in mm to resample to, if the settings ask for any ("median" resolved).
         references: Plugins that the intensity transforms may come from.
+        channels: Names of the input's channels, in order; empty: not known.
+        fitted: What transforms learnt from the training cases; None: nothing yet.
+
+    Raises:
+        ConfigError: A transform refuses its options or the channels.
+        DataError: What was learnt is of other channels or options, or is missing.
     """
 
     def __init__(
-        self, settings: Preprocess, spacing: Spacing | None, references: Sequence[str] = ()
+        self,
+        settings: Preprocess,
+        spacing: Spacing | None,
+        references: Sequence[str] = (),
+        *,
+        channels: Sequence[str] = (),
+        fitted: Fitted | None = None,
     ) -> None:
         plugins.load(references)
         self.settings, self.spacing, self.references = settings, spacing, tuple(references)
-        self._normalise = [_build(spec) for spec in settings.normalise]
+        self.fitted = fitted
+        self._normalise = build(settings.normalise, channels, fitted)
 
     def __call__(self, case: LoadedCase) -> Prepared:
         """Prepare one case.
@@ -238,8 +251,3 @@ def _everything(image: Array) -> Box:
 def _triple(values: Iterable[int]) -> Shape:
     i, j, k = values
     return i, j, k
-
-
-def _build(spec: ComponentSpec) -> Callable[[Sample], Sample]:
-    transform: Callable[[Sample], Sample] = TRANSFORMS.build(spec.spec())
-    return transform

@@ -228,6 +228,45 @@ def test_a_random_transform_passes() -> None:
     check_transform(Shift())
 
 
+class Brightest:
+    """A transform that learns; what it learns, and how, can be spoilt."""
+
+    def __init__(self, learn: Any = lambda images: max(float(i.max()) for i in images)) -> None:
+        self.learn, self.learnt = learn, None
+
+    def fit(self, samples: Any) -> Any:
+        return self.learn(data["image"] for data in samples)
+
+    def use(self, values: Any) -> Brightest:
+        other = Brightest(self.learn)
+        other.learnt = values
+        return other
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        return data | {"image": data["image"] / np.float32(self.learnt)}
+
+
+def brighten(images: Any) -> float:
+    for image in images:
+        image[:] = 1
+    return 1.0
+
+
+@pytest.mark.parametrize(
+    "learn, message",
+    [
+        (lambda images: np.array(3.0), "plain JSON"),
+        (lambda images: float("nan"), "plain JSON"),
+        (lambda images: float(np.random.rand()), "the same"),
+        (brighten, "left as they were"),
+    ],
+)
+def test_broken_learning(learn: Any, message: str) -> None:
+    check_transform(Brightest())
+    with pytest.raises(PluginError, match=message):
+        check_transform(Brightest(learn))
+
+
 def relabel(change: Any) -> Any:
     return lambda p: p.with_labels(change(p.labels))
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from medseg import plugins
-from medseg.errors import PluginError
+from medseg.errors import ConfigError, PluginError
 from medseg.registry import TRANSFORMS
 from medseg.transforms import intensity
 
@@ -67,11 +67,112 @@ def test_zscore_clips_first(data: dict[str, Any]) -> None:
     assert (out[0][~inside] == 0).all()
 
 
+def test_zscore_trims_its_statistics_alone(data: dict[str, Any]) -> None:
+    """DeepMedic's inputs: mean and deviation of the middle, no value clipped, 0 outside."""
+    out = intensity.ZScore("mask", trim=(5.0, 95.0))(data)["image"]
+    mask = data["mask"]
+    for mine, channel in zip(out, data["image"].astype(np.float64), strict=True):
+        low, high = np.percentile(channel[mask], (5, 95))
+        kept = channel[mask & (channel >= low) & (channel <= high)]
+        assert len(kept) < mask.sum()
+        expected = (channel - kept.mean()) / kept.std()
+        np.testing.assert_allclose(mine[mask], expected[mask], atol=1e-4)
+        assert (mine[~mask] == 0).all()
+        assert mine.max() > 1.2 * (high - kept.mean()) / kept.std()
+
+
+def test_an_outlier_moves_trimmed_statistics_no_further(data: dict[str, Any]) -> None:
+    spoilt = data["image"].copy()
+    spoilt[:, 5, 5, 3] = 1e6
+    trimmed, plain = intensity.ZScore("mask", trim=(5.0, 95.0)), intensity.ZScore("mask")
+    for transform, is_robust in ((trimmed, True), (plain, False)):
+        before = transform(data)["image"][0, 6, 6, 2]
+        after = transform({**data, "image": spoilt})["image"][0, 6, 6, 2]
+        assert bool(abs(after - before) < 0.05) is is_robust
+
+
+def test_whitening_in_a_mask_is_monais_of_the_cut_out_voxels(data: dict[str, Any]) -> None:
+    """NiftyNet's and DLTK's whitening: mean and deviation of the mask's voxels."""
+    from monai.transforms import NormalizeIntensity
+
+    inside = data["image"][:, data["mask"]]
+    peer = NormalizeIntensity(channel_wise=True)(inside.copy())
+    out = intensity.ZScore("mask")(data)["image"][:, data["mask"]]
+    np.testing.assert_allclose(out, np.asarray(peer), atol=1e-5)
+
+
+@pytest.mark.parametrize("region", ["all", "nonzero", "mask"])
+def test_clipping_alone_keeps_the_scale(region: Any, data: dict[str, Any]) -> None:
+    out = intensity.ClipPercentiles(10.0, 90.0, region)(data)["image"]
+    for mine, channel in zip(out, data["image"], strict=True):
+        voxels = {"all": channel == channel, "nonzero": channel != 0, "mask": data["mask"]}[region]
+        low, high = np.percentile(channel[voxels], (10, 90))
+        np.testing.assert_array_equal(mine, np.clip(channel, low, high).astype(np.float32))
+
+
+def test_clipping_to_an_empty_region_changes_nothing() -> None:
+    data = {"image": np.zeros((1, 4, 4, 4), np.float32)}
+    out = intensity.ClipPercentiles(region="nonzero")(data)["image"]
+    np.testing.assert_array_equal(out, data["image"])
+
+
+@pytest.mark.parametrize(
+    "name, centre, width",
+    [
+        ("ct_brain", 40, 80),
+        ("ct_stroke", 40, 40),
+        ("ct_subdural", 80, 200),
+        ("ct_bone", 400, 1800),
+        ("ct_lung", -600, 1500),
+        ("ct_mediastinum", 50, 350),
+        ("ct_soft_tissue", 50, 400),
+        ("ct_liver", 30, 150),
+    ],
+)
+def test_named_windows(name: str, centre: float, width: float) -> None:
+    """Radiopaedia's centres and widths in HU."""
+    ends = [centre - width, centre - width / 2, centre, centre + width / 2, centre + width]
+    image = np.array(ends, np.float32).reshape(1, 1, 1, 5)
+    out = TRANSFORMS.build({"name": name})({"image": image})["image"].ravel()
+    np.testing.assert_allclose(out, [-1, -1, 0, 1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "zscore"},
+        {"name": "ct_brain"},
+        {"name": "percentiles"},
+        {"name": "clip_percentiles"},
+    ],
+    ids=lambda spec: spec["name"],
+)
+def test_some_channels_only(spec: dict[str, Any], data: dict[str, Any]) -> None:
+    every = TRANSFORMS.build(spec)(data)["image"]
+    out = TRANSFORMS.build({**spec, "channels": [1]})(data)["image"]
+    np.testing.assert_array_equal(out[0], data["image"][0])
+    np.testing.assert_array_equal(out[1], every[1])
+    assert not np.array_equal(out[1], data["image"][1])
+    with pytest.raises(ConfigError, match=r"channels \[2\] of 2: they count from 0"):
+        TRANSFORMS.build({**spec, "channels": [0, 2]})(data)
+
+
+@pytest.mark.parametrize("option", ["clip", "trim"])
+@pytest.mark.parametrize("pair", [(95.0, 5.0), (-1.0, 50.0), (0.5, 101.0)])
+def test_percentiles_out_of_order_are_refused(option: str, pair: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{option}: 0 <= low < high <= 100"):
+        intensity.ZScore(**{option: pair})
+
+
 @pytest.mark.parametrize("region", ["all", "nonzero", "mask"])
 @pytest.mark.parametrize("value", [0.0, 7.0])
 def test_constant_channels_stay_finite(region: Any, value: float) -> None:
     data = {"image": np.full((1, 4, 4, 4), value, np.float32), "mask": np.ones((4, 4, 4), bool)}
-    for transform in (intensity.ZScore(region), intensity.Percentiles(region=region)):
+    for transform in (
+        intensity.ZScore(region),
+        intensity.ZScore(region, trim=(5.0, 95.0)),
+        intensity.Percentiles(region=region),
+    ):
         assert np.isfinite(transform(data)["image"]).all()
 
 
