@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from medseg import plugins
@@ -16,6 +18,7 @@ from medseg.config import load
 from medseg.errors import ConfigError
 from medseg.registry import LOSSES
 from medseg.testing import check_loss
+from medseg.training.losses.distances import by_torch
 from medseg.training.losses.parts import Parts
 from medseg.training.setup import set_up
 from medseg.volumes.dataset import IGNORE_INDEX, Labels
@@ -112,6 +115,45 @@ def test_the_sum_is_that_of_the_probabilities() -> None:
     torch.testing.assert_close(predicted[:, 2], (shares[:, 1] + shares[:, 3]) * known)
     assert torch.equal(truth[:, 0] == 1, target == 0)
     assert torch.equal(truth[:, 2] == 1, (target == 1) | (target == 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "second"),
+    [("dice_ce", "cross_entropy"), ("dice_topk", "topk"), ("dice_focal", "focal")],
+)
+def test_both_parts_of_a_sum_are_taken_over_regions(name: str, second: str) -> None:
+    logits, target = pair()
+    options = {"regions": NESTED, "over": "regions"}
+    dice, other = (build(part, 4, **options)(logits, target) for part in ("dice", second))
+    torch.testing.assert_close(build(name, 4, **options)(logits, target), dice + other)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+def test_focal_of_a_small_exponent_has_a_finite_slope(gamma: float) -> None:
+    logits = torch.tensor([200.0, 0.0]).view(1, 2, 1, 1, 1).requires_grad_()
+    build("focal", 2, gamma=gamma)(logits, torch.zeros(1, 1, 1, 1, dtype=torch.int64)).backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist() == torch.zeros(1, 2, 1, 1, 1).tolist()
+
+
+@pytest.mark.parametrize("voxel", [(1.0, 1.0, 1.0), (0.9, 1.3, 5.0)])
+def test_distances_of_other_devices_are_scipys(voxel: tuple[float, float, float]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    goals = torch.rand(2, 2, 7, 9, 11, generator=generator) < 0.02
+    goals[1, 1] = False
+    expected = [ndimage.distance_transform_edt(~goal.numpy(), sampling=voxel) for goal in goals[0]]
+    found = by_torch(goals, voxel)
+    torch.testing.assert_close(found[0], torch.from_numpy(np.stack(expected)).float())
+    assert found[1, 1].isinf().all()
+
+
+@pytest.mark.parametrize("name", ["boundary", "hausdorff"])
+def test_losses_of_distance_are_the_same_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, target = pair()
+    target[1][target[1] == 2] = 0
+    value = build(name, 4)(logits, target)
+    monkeypatch.setattr("medseg.training.losses.distances._by_scipy", by_torch)
+    torch.testing.assert_close(build(name, 4)(logits, target), value)
 
 
 @pytest.mark.parametrize("name", [n for n in LOSSES.names() if n != "monai"])
