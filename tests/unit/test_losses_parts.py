@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from medseg import plugins
@@ -16,6 +20,7 @@ from medseg.config import load
 from medseg.errors import ConfigError
 from medseg.registry import LOSSES
 from medseg.testing import check_loss
+from medseg.training.losses.distances import by_torch
 from medseg.training.losses.parts import Parts
 from medseg.training.setup import set_up
 from medseg.volumes.dataset import IGNORE_INDEX, Labels
@@ -42,7 +47,17 @@ def pair(classes: int = 4) -> tuple[Tensor, Tensor]:
     return logits, target
 
 
-def test_all_but_one_can_be_taken_over_regions() -> None:
+def test_the_page_of_losses_tells_of_each_and_its_options() -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "losses.md").read_text(encoding="utf-8")
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    assert sorted(rows) == LOSSES.names()
+    for name, row in rows.items():
+        options = set(LOSSES.signature(name).parameters) - {"classes", "regions", "over"}
+        told = set(re.findall(r"`(\w+)`", row.rsplit("|", 2)[1]))
+        assert told == options or (name == "focal_tversky" and told == {"tversky"}), name
+
+
+def test_all_but_two_can_be_taken_over_regions() -> None:
     assert set(LOSSES.names()) - set(OVER) == {"monai", "wasserstein_dice"}
     assert set(OVERLAPS) < set(OVER)
 
@@ -114,6 +129,45 @@ def test_the_sum_is_that_of_the_probabilities() -> None:
     assert torch.equal(truth[:, 2] == 1, (target == 1) | (target == 3))
 
 
+@pytest.mark.parametrize(
+    ("name", "second"),
+    [("dice_ce", "cross_entropy"), ("dice_topk", "topk"), ("dice_focal", "focal")],
+)
+def test_both_parts_of_a_sum_are_taken_over_regions(name: str, second: str) -> None:
+    logits, target = pair()
+    options = {"regions": NESTED, "over": "regions"}
+    dice, other = (build(part, 4, **options)(logits, target) for part in ("dice", second))
+    torch.testing.assert_close(build(name, 4, **options)(logits, target), dice + other)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+def test_focal_of_a_small_exponent_has_a_finite_slope(gamma: float) -> None:
+    logits = torch.tensor([200.0, 0.0]).view(1, 2, 1, 1, 1).requires_grad_()
+    build("focal", 2, gamma=gamma)(logits, torch.zeros(1, 1, 1, 1, dtype=torch.int64)).backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist() == torch.zeros(1, 2, 1, 1, 1).tolist()
+
+
+@pytest.mark.parametrize("voxel", [(1.0, 1.0, 1.0), (0.9, 1.3, 5.0)])
+def test_distances_of_other_devices_are_scipys(voxel: tuple[float, float, float]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    goals = torch.rand(2, 2, 7, 9, 11, generator=generator) < 0.02
+    goals[1, 1] = False
+    expected = [ndimage.distance_transform_edt(~goal.numpy(), sampling=voxel) for goal in goals[0]]
+    found = by_torch(goals, voxel)
+    torch.testing.assert_close(found[0], torch.from_numpy(np.stack(expected)).float())
+    assert found[1, 1].isinf().all()
+
+
+@pytest.mark.parametrize("name", ["boundary", "hausdorff"])
+def test_losses_of_distance_are_the_same_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, target = pair()
+    target[1][target[1] == 2] = 0
+    value = build(name, 4)(logits, target)
+    monkeypatch.setattr("medseg.training.losses.distances._by_scipy", by_torch)
+    torch.testing.assert_close(build(name, 4)(logits, target), value)
+
+
 @pytest.mark.parametrize("name", [n for n in LOSSES.names() if n != "monai"])
 @pytest.mark.parametrize("label", [0, 1, IGNORE_INDEX])
 def test_one_label_everywhere_and_sure_logits_are_no_accident(name: str, label: int) -> None:
@@ -133,20 +187,32 @@ def test_one_label_everywhere_and_sure_logits_are_no_accident(name: str, label: 
 @pytest.mark.parametrize(
     ("regions", "message"),
     [
-        (((1, 2), (3,)), "do not tell class 1 from class 2"),
-        (((1, 2, 3), (2, 3)), "do not tell class 2 from class 3"),
-        (((1,), (2,)), "do not tell class 0 from class 3"),
         (((1, 2, 3), ()), r"holds classes of 1 to 3, each once, got \(\)"),
         (((1, 2, 3), (1, 4)), r"holds classes of 1 to 3, each once, got \(1, 4\)"),
         (((0, 1), (2,), (3,)), r"holds classes of 1 to 3, each once, got \(0, 1\)"),
         (((1, 1), (2,), (3,)), r"holds classes of 1 to 3, each once, got \(1, 1\)"),
     ],
 )
-def test_regions_that_cannot_be_learnt_are_refused(regions: Any, message: str) -> None:
+def test_regions_of_classes_that_there_are_not_are_refused(regions: Any, message: str) -> None:
     for name in ("dice", "cross_entropy"):
         with pytest.raises(ConfigError, match=f"loss '{name}': .*{message}"):
             build(name, 4, regions, over="regions")
         build(name, 4, regions)  # over labels, they do not matter
+
+
+@pytest.mark.parametrize(
+    ("regions", "further"),
+    [
+        (NESTED, ()),
+        (((1, 2, 3, 4), (1, 3, 4), (4,)), ((1,), (3,))),  # BraTS 2015: necrosis, non-enhancing
+        (((1, 2, 3),), ((1,), (2,), (3,))),
+        (((1,), (2,)), ((3,),)),  # in no region, like background
+    ],
+)
+def test_labels_that_no_region_tells_apart_are_parts_too(regions: Any, further: Any) -> None:
+    """Or nothing would decide which of them a voxel is."""
+    classes = 1 + max(4 if 4 in region else 3 for region in regions)
+    assert Parts.of(classes, "regions", regions).members == (*regions, *further)
 
 
 @pytest.mark.parametrize(
@@ -188,10 +254,12 @@ def test_labels_say_which_classes_make_up_a_region() -> None:
     assert labels.regions == ((2,), (2, 1, 3))
 
 
-def test_a_run_gives_its_loss_the_regions(recipe: Callable[..., Path]) -> None:
-    settings: dict[str, Any] = {"loss": {"name": "dice", "over": "regions"}}
-    setup = set_up(load(recipe(**settings)))
-    assert setup.loss.loss.parts.members == ((1,),)
-    path = recipe(**settings, **{"data.classes": {"whole": [1, 2, 3], "core": [2, 3]}})
-    with pytest.raises(ConfigError, match="loss: loss 'dice': the regions do not tell class 2"):
-        set_up(load(path))
+def test_a_run_gives_its_loss_the_regions(
+    recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = SimpleNamespace(raise_problems=lambda: None)  # the files hold label 1 only
+    monkeypatch.setattr("medseg.training.setup.check_cases", lambda *_, **__: found)
+    classes = {"whole": [1, 5, 7], "core": [7, 5], "enhancing": [7]}
+    path = recipe(**{"loss": {"name": "dice", "over": "regions"}, "data.classes": classes})
+    loss: Any = set_up(load(path)).loss
+    assert loss.loss.parts.members == ((1, 2, 3), (3, 2), (3,))

@@ -1,23 +1,17 @@
 """Losses of distance: how far from the true boundary a prediction is wrong.
 
-The distances are computed on the CPU for each batch, with scipy; they carry no gradient.
+The distances are computed anew for each batch, and carry no gradient.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from scipy import ndimage
 from torch import Tensor, nn
 
 from medseg.registry import LOSSES
 from medseg.training.losses.compound import Base, with_base
+from medseg.training.losses.distances import VoxelSize, distances
 from medseg.training.losses.parts import Over, Parts, Regions, check_positive, known
-
-Mask = npt.NDArray[np.bool_]
-Distances = npt.NDArray[np.float32]
-VoxelSize = tuple[float, float, float]
 
 
 @LOSSES.register("boundary")
@@ -109,7 +103,7 @@ class _SignedDistance(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         predicted, truth = self.parts.soft(logits, target)
-        inside, outside = _distances(truth, target, self.voxel)
+        inside, outside = distances(truth, known(target), self.voxel)
         # The innermost voxels of the boundary are at distance 0, as in the paper's code.
         signed = outside - (inside - min(self.voxel)).clamp_min(0)
         return _mean(predicted * _bounded(signed), target)
@@ -125,7 +119,7 @@ class _DistantErrors(nn.Module):
         predicted, truth = self.parts.soft(logits, target)
         weights = torch.zeros_like(truth)
         for mask in (truth, (predicted.detach() > 0.5).float()):
-            inside, outside = _distances(mask, target, self.voxel)
+            inside, outside = distances(mask, known(target), self.voxel)
             distance = inside + outside  # one of them is 0
             weights += (_bounded(distance) if self.normalise else distance) ** self.exponent
         return _mean((predicted - truth).square() * weights, target)
@@ -142,39 +136,6 @@ def _mean(each: Tensor, target: Tensor) -> Tensor:
     return each.sum() / (known(target).sum() * each.shape[1]).clamp_min(1)
 
 
-def _bounded(distances: Tensor) -> Tensor:
+def _bounded(lengths: Tensor) -> Tensor:
     """Divide by the largest distance of each sample and part."""
-    return distances / distances.abs().amax((2, 3, 4), keepdim=True).clamp_min(1e-6)
-
-
-@torch.no_grad()
-def _distances(masks: Tensor, target: Tensor, voxel: VoxelSize) -> tuple[Tensor, Tensor]:
-    """For each voxel inside, how far the outside is, and the other way round; else 0.
-
-    Distances are between voxel centres, and an ignored voxel is neither inside nor outside. Both
-    are 0 where a mask has no inside or no outside.
-
-    Args:
-        masks: (N, parts, I, J, K), 0 or 1; 0 at ignored voxels.
-        target: (N, I, J, K) class indices.
-        voxel: Edges of a voxel.
-    """
-    inside = masks.bool()
-    outside = ~inside & known(target)
-    found = np.zeros((2, *masks.shape), np.float32)
-    pairs = zip(
-        inside.flatten(0, 1).cpu().numpy(), outside.flatten(0, 1).cpu().numpy(), strict=True
-    )
-    for n, (within, without) in enumerate(pairs):
-        if within.any() and without.any():
-            sample = np.unravel_index(n, masks.shape[:2])
-            found[0][sample] = _to(without, within, voxel)
-            found[1][sample] = _to(within, without, voxel)
-    to_outside, to_inside = torch.from_numpy(found).to(masks.device)
-    return to_outside, to_inside
-
-
-def _to(goal: Mask, at: Mask, voxel: VoxelSize) -> Distances:
-    """How far from each voxel of `at` the nearest one of `goal` is; 0 elsewhere."""
-    distances = ndimage.distance_transform_edt(~goal, sampling=voxel)
-    return np.where(at, distances, 0).astype(np.float32)
+    return lengths / lengths.abs().amax((2, 3, 4), keepdim=True).clamp_min(1e-6)

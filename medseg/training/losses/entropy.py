@@ -184,11 +184,10 @@ class TopK(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""
-        counted = target != IGNORE_INDEX
-        each = self.entropy(logits, target).mean(1).where(counted, -1.0)  # ignored: last of all
+        each = self.entropy(logits, target).mean(1)  # 0, so last of all, where ignored
         most = max(1, int(self.share * target.numel()))
-        worst = each.flatten().topk(most).values.clamp_min(0)
+        worst = each.flatten().topk(most).values
         # How many count is known on the device only; asking would make the host wait for it.
-        wanted = (self.share * counted.sum().double()).floor().clamp_min(1).float()
+        wanted = (self.share * known(target).sum().double()).floor().clamp_min(1).float()
         chosen: Tensor = worst.where(torch.arange(most, device=target.device) < wanted, 0.0)
         return chosen.sum() / wanted

@@ -37,6 +37,9 @@ class Parts:
     ) -> Parts:
         """Choose the parts.
 
+        The mask is one of labels, so each has to be learnt: those that no region tells from
+        another one are parts of their own, after the regions.
+
         Args:
             classes: Number of classes, background included.
             over: Each label a part, or each region.
@@ -44,13 +47,12 @@ class Parts:
             include_background: Whether the background is a part too, the first.
 
         Raises:
-            ValueError: A region is empty or holds no such class, or no region tells two classes
-                apart: nothing would then decide which of them a voxel is.
+            ValueError: A region is empty, or holds a class twice or one that there is not.
         """
         members: Regions = tuple((label,) for label in range(1, classes))
         if over == "regions" and regions is not None:
             _check(classes, regions)
-            members = regions
+            members = (*regions, *_untold(classes, regions))
         return cls(classes, (((0,), *members) if include_background else members))
 
     def __len__(self) -> int:
@@ -136,12 +138,9 @@ def _check(classes: int, regions: Regions) -> None:
             raise ValueError(
                 f"a region holds classes of 1 to {classes - 1}, each once, got {region}"
             )
-    seen: dict[tuple[bool, ...], int] = {}
-    for label in range(classes):
-        twin = seen.setdefault(tuple(label in region for region in regions), label)
-        if twin != label:
-            raise ValueError(
-                f"the regions do not tell class {twin} from class {label} (0 is background, 1 the "
-                "smallest label value): name a class of data.classes that holds one of them alone, "
-                "or take the loss over labels"
-            )
+
+
+def _untold(classes: int, regions: Regions) -> Regions:
+    """The labels that the regions do not tell from another one, or from background."""
+    members = [tuple(label in region for region in regions) for label in range(classes)]
+    return tuple((label,) for label in range(1, classes) if members.count(members[label]) > 1)
