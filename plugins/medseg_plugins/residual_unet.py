@@ -21,7 +21,9 @@ from medseg_plugins.residual_blocks import (
 class ResidualUNet(nn.Module):
     """Residual units down and up, linear upsampling, the maps of each level joined on the way up.
 
-    DLTK's scores have no bias by default; here they have one. `asymmetric_residual_unet` has one
+    DLTK's scores have no bias by default; here they have one. There is no norm on the way through
+    the shortcuts from the first convolution to the scores: rates of 0.001 suit it with AdamW, and
+    higher ones make it jump, unless `end_norm` is set. `asymmetric_residual_unet` has one
     unit a level on the way up, however many there are on the way down: with `units: 1`, the
     default, both are the same.
 
@@ -38,6 +40,8 @@ class ResidualUNet(nn.Module):
         norm: Normalisation before each convolution.
         activation: Non-linearity.
         dropout: Probability of dropping a feature map inside each unit.
+        end_norm: Whether norm and non-linearity stand before the scores, as behind the last unit of
+            He et al. 2016 (arXiv:1603.05027).
     """
 
     def __init__(  # noqa: PLR0913 (the options are the schema)
@@ -54,6 +58,7 @@ class ResidualUNet(nn.Module):
         norm: Norm = "batch",
         activation: Activation = "leaky_relu",
         dropout: float = 0.0,
+        end_norm: bool = False,
     ) -> None:
         super().__init__()
         same_length("widths", widths, widths)
@@ -72,7 +77,8 @@ class ResidualUNet(nn.Module):
             self.ups.append(
                 nn.Sequential(*[ResidualUnit(w, widths[n], shapes[n], ONE, style) for w in befores])
             )
-        self.scores = nn.Sequential(nn.Conv3d(widths[0], classes, 1), upsampling(steps[0]))
+        end = style.before(widths[0]) if end_norm else []
+        self.scores = nn.Sequential(*end, nn.Conv3d(widths[0], classes, 1), upsampling(steps[0]))
         self.apply(uniform_variance)
 
     def forward(self, x: Tensor) -> Tensor:
