@@ -56,12 +56,12 @@ def _biased(change: Draw, image: Tensor) -> Tensor:
     field = change.bias.flatten(0, 1)[rows].to(image.device)
     field = torch.einsum("mabc,ia,jb,kc->mijk", field, *polynomials)
     strength = change.bias_strength.flatten()[rows].to(image.device)
-    reach = field.abs().amax((1, 2, 3)).clamp_min(1e-6)
-    gain = (field * (strength / reach)[:, None, None, None]).exp_()
+    reach = torch.linalg.vector_norm(field, torch.inf, (1, 2, 3)).clamp_min(1e-6)
+    gain = field.mul_((strength / reach)[:, None, None, None]).exp_()
     rows = rows.to(image.device)
     chosen = image.flatten(0, 1)[rows]
     low = chosen.amin((1, 2, 3), keepdim=True)
-    return _with(image, rows, torch.addcmul(low, chosen - low, gain))
+    return _with(image, rows, (chosen - low).mul_(gain).add_(low))
 
 
 def _blurred(change: Draw, image: Tensor, spacing: Tensor) -> Tensor:
@@ -149,4 +149,6 @@ def _rows(is_on: Tensor) -> Tensor:
 
 def _with(image: Tensor, rows: Tensor, channels: Tensor) -> Tensor:
     """The batch with some of its N * C channels replaced."""
+    if len(rows) == image.shape[0] * image.shape[1]:
+        return channels.view(image.shape)
     return image.flatten(0, 1).index_copy(0, rows, channels).view(image.shape)

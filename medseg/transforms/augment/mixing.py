@@ -12,8 +12,8 @@ def mix(change: Draw, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """Paste a box of voxels of another sample, with its labels (CutMix).
 
     Every voxel keeps one source and one class, so that any loss takes the result. A box is where it
-    was in the other patch; its faces lie between voxels. Samples of a batch lend as they are, not
-    as mixed.
+    was in the other patch, its faces rounded to whole voxels. Samples lend what they had before
+    anything was pasted.
 
     Source: Yun et al. 2019, CutMix, arXiv:1905.04899; there the class is mixed by area, here each
     voxel has its own.
@@ -23,15 +23,17 @@ def mix(change: Draw, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         image: (N, C, I, J, K).
         label: (N, I, J, K).
     """
-    own = torch.arange(len(change.partner))
-    rows = (change.partner != own).nonzero()[:, 0]
-    if not len(rows):
+    rows = (change.partner != torch.arange(len(change.partner))).nonzero()[:, 0].tolist()
+    if not rows:
         return image, label
-    inside = _boxes(change.box[rows], image.shape[2:]).to(image.device)
-    partner, rows = change.partner[rows].to(image.device), rows.to(image.device)
-    images = torch.where(inside[:, None], image[partner], image[rows])
-    labels = torch.where(inside, label[partner], label[rows])
-    return image.index_copy(0, rows, images), label.index_copy(0, rows, labels)
+    size = torch.tensor(image.shape[2:])
+    boxes = (change.box * size[:, None]).round().int().tolist()
+    images, labels = image.clone(), label.clone()
+    for n in rows:
+        partner, (i, j, k) = int(change.partner[n]), (slice(*edge) for edge in boxes[n])
+        images[n, :, i, j, k] = image[partner, :, i, j, k]
+        labels[n, i, j, k] = label[partner, i, j, k]
+    return images, labels
 
 
 def drop_channels(change: Draw, image: Tensor) -> Tensor:
@@ -43,13 +45,3 @@ def drop_channels(change: Draw, image: Tensor) -> Tensor:
         return image
     gone = ~change.is_kept.to(image.device)
     return image.masked_fill(gone[:, :, None, None, None], 0)
-
-
-def _boxes(box: Tensor, shape: torch.Size) -> Tensor:
-    """(N, I, J, K) whether a voxel lies in its sample's box; faces rounded to whole voxels."""
-    edges = [(box[:, axis] * n).round() for axis, n in enumerate(shape)]
-    i, j, k = (
-        (torch.arange(n) >= edge[:, :1]) & (torch.arange(n) < edge[:, 1:])
-        for n, edge in zip(shape, edges, strict=True)
-    )
-    return i[:, :, None, None] & j[:, None, :, None] & k[:, None, None, :]
