@@ -221,6 +221,18 @@ def test_a_model_of_before_there_was_tuning_is_read(model: Model) -> None:
     assert checkpoint.load(path).tuned == (TUNED,)
 
 
+def test_what_transforms_learnt_travels_with_the_model(model: Model, tmp_path: Path) -> None:
+    path, learnt = model(), {"channels": ["t1"], "cases": 3, "transforms": {"0 x": {"a": [1.5]}}}
+    checkpoint.save(path, replace(checkpoint.load(path), fitted=learnt))
+    checkpoint.set_tuned(path, TUNED)
+    assert checkpoint.load(path).fitted == learnt
+    rewrite(path, fitted="gone")
+    assert checkpoint.load(path).fitted == {}
+    rewrite(path, fitted=7)
+    with pytest.raises(DataError, match=r"model\.safetensors: not a readable model"):
+        checkpoint.load(path)
+
+
 @pytest.mark.parametrize(
     "value", [7, [7], [{"name": "crf"}], {"crf": 1}, [{**asdict(TUNED), "options": 7}]]
 )
