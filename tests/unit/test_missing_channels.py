@@ -27,6 +27,7 @@ from medseg.inference import batch
 from medseg.inference.predictor import Predictor
 from medseg.inference.subsets import score_subsets
 from medseg.training import loop
+from medseg.transforms import augment
 from medseg.volumes import cases, nifti
 from medseg.volumes.dataset import Case, Channel, Dataset, Labels
 
@@ -67,6 +68,20 @@ def test_what_is_missing_stays_0_through_the_augmentation(recipe: Callable[..., 
     assert changed[0, 1].any()
 
 
+def test_a_draw_never_drops_all_that_is_there(recipe: Callable[..., Path]) -> None:
+    settings = load(recipe(**{"augment.channel_dropout": 0.5})).numbered.augment
+    change = augment.draw(settings, 200, 3, torch.Generator().manual_seed(0))
+    present = torch.tensor([[True, False, True]]).expand(200, 3)
+    kept = augment.keep_present(change, present).is_kept
+    assert kept.any(1).all()
+    assert not kept[:, 1].any()
+    assert 0 < kept[:, 0].float().mean() < 1
+    alone = torch.tensor([[False, True, False]]).expand(200, 3)
+    assert torch.equal(augment.keep_present(change, alone).is_kept, alone)
+    whole = torch.ones(200, 3, dtype=torch.bool)
+    assert torch.equal(augment.keep_present(change, whole).is_kept, change.is_kept)
+
+
 # Prediction
 
 
@@ -97,7 +112,10 @@ def test_it_is_as_if_the_network_saw_zeros(network: Path, files: list[Path]) -> 
     assert (found.labels != second.labels).any()
 
 
+@pytest.mark.slow
 def test_a_model_that_trained_without_some_does_not_warn(model: Model, files: list[Path]) -> None:
+    dropping = Predictor.load(model(**{"augment.channel_dropout": 0.2}), missing="zero")
+    dropping.predict([files[0], None])
     predictor = Predictor.load(model(**{"data.missing": "zero"}))
     prediction = predictor.predict([files[0], None])
     assert prediction.labels.shape == nifti.read_header(files[0]).shape
