@@ -56,7 +56,7 @@ def _data(setup: Setup) -> Table:
     table.add_row("channels", escape(", ".join(setup.dataset.channels)))
     missing = Counter(", ".join(case.missing) or "none" for case in setup.report.cases)
     if set(missing) != {"none"}:
-        told = "; ".join(f"{names}: {n} cases" for names, n in missing.most_common())
+        told = "; ".join(f"{names}: {n} case{'s' * (n > 1)}" for names, n in missing.most_common())
         table.add_row("missing", escape(told))
     table.add_row("shape", _range([case.shape for case in found if case.shape], 0))
     table.add_row("voxel size", _range([case.spacing for case in found if case.spacing], 2) + " mm")

@@ -18,7 +18,7 @@ import torch
 
 from medseg import plugins
 from medseg.console import Tick
-from medseg.errors import DataError, MedsegError
+from medseg.errors import DataError, MedsegError, raise_all
 from medseg.files import check_writable, read_json, sha256, write_json
 from medseg.inference.predictor import Predictor
 from medseg.inference.steps import entries
@@ -26,6 +26,7 @@ from medseg.postprocess.prediction import Prediction
 from medseg.version import VERSION
 from medseg.volumes.dataset import Case
 from medseg.volumes.image import Image
+from medseg.volumes.load import absent
 from medseg.volumes.writer import write
 
 FAILURES = "failures.json"
@@ -64,12 +65,12 @@ def predict_cases(
     made_with = _provenance(predictor, model)
     for case in cases:
         try:
-            channels = predictor.checkpoint.channels
+            raise_all(absent(case))
             record = {
                 **made_with,
                 "inputs": {str(p): sha256(p) for p in case.files},
-                "channels": list(channels),
-                "missing": [channels[n] for n in case.missing],
+                "channels": list(predictor.checkpoint.channels),
+                "missing": [predictor.checkpoint.channels[n] for n in case.missing],
             }
             if _is_current(output, case.id, record):
                 outcome.kept.append(case.id)

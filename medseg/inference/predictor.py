@@ -259,8 +259,7 @@ def _knows_missing(checkpoint: Checkpoint) -> bool:
     """Whether a model was trained with channels missing, be it by file or by augmentation."""
     config = checkpoint.config
     is_own = "data.missing" not in checkpoint.overridden
-    dropped = getattr(config.augment, "channel_dropout", 0)
-    return bool(dropped) or (is_own and config.data.missing == "zero")
+    return config.augment.channel_dropout > 0 or (is_own and config.data.missing == "zero")
 
 
 def model_file(run: str | Path) -> Path:

@@ -179,10 +179,8 @@ def _augmented(
     label = batch["label"].to(device, non_blocking=True)
     generator = torch.Generator().manual_seed(_seed(config.seed, step))
     change = augment.draw(config.numbered.augment, image.shape[0], image.shape[1], generator)
-    image, label = augment.apply(change, image, label, batch["spacing"])
-    if not batch["present"].all():  # what is missing stays 0, as it is in prediction
-        image = image * batch["present"].to(device)[:, :, None, None, None]
-    return image, label
+    change = augment.keep_present(change, batch["present"])
+    return augment.apply(change, image, label, batch["spacing"])
 
 
 def _without(label: Tensor, margin: Sequence[int]) -> Tensor:

@@ -66,7 +66,7 @@ def load_case(case: Case, dataset: Dataset) -> LoadedCase:
         DataError: A file is missing or damaged, grids differ, or a label is not as declared.
         DataErrors: Several of these; all that can be found are.
     """
-    problems = _missing(case)
+    problems = absent(case)
     number = dataset.reference(case)
     volumes = _channels(case, dataset, problems)
     first = next(iter(volumes.values()), None)
@@ -98,7 +98,7 @@ def load_case(case: Case, dataset: Dataset) -> LoadedCase:
         reference=replace(reference, data=image[number]),
         notes=(
             *_notes([*(volumes[n] for n in sorted(volumes)), label, mask, weights]),
-            *_absent(case, dataset),
+            *_lacking(case, dataset),
         ),
         weights=None if weights is None else weights.data,
         missing=case.missing,
@@ -110,14 +110,15 @@ def _notes(images: list[Image | None]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(said))  # volumes of one 4D file share their notes
 
 
-def _absent(case: Case, dataset: Dataset) -> tuple[str, ...]:
+def _lacking(case: Case, dataset: Dataset) -> tuple[str, ...]:
     if not case.missing:
         return ()
     names = ", ".join(dataset.missing(case))
     return (f"case {case.id!r}: no channel {names}, taken as 0 after normalisation",)
 
 
-def _missing(case: Case) -> list[DataError]:
+def absent(case: Case) -> list[DataError]:
+    """What to say of each file of a case that is not there."""
     there = next((path for path in case.files if path.is_file()), None)
     rest = f"though case {case.id!r} has {there}" if there else f"for case {case.id!r}"
     return [

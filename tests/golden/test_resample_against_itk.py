@@ -43,10 +43,10 @@ def test_oblique_anisotropic_grids(
     data = ndimage.gaussian_filter(rng.normal(size=(36, 40, 18)), 1.5)
     centre = np.array([-11.0, 23.0, 5.0])
     moving = saved(tmp_path / "t1.nii.gz", data, oblique(degrees, (1.1, 0.9, 2.5)), centre)
-    fixed = saved(
-        tmp_path / "flair.nii.gz", rng.normal(size=(30, 33, 38)), oblique((3, 8, -4), (0.9, 0.8, 0.7)),
-        centre + [1.3, -0.6, 2.1],
-    )  # fmt: skip
+    wanted = oblique((3, 8, -4), (0.9, 0.8, 0.7))
+    shift = np.array([1.3, -0.6, 2.1])
+    noise = rng.normal(size=(30, 33, 38))
+    fixed = saved(tmp_path / "flair.nii.gz", noise, wanted, centre + shift)
     ours = onto(nifti.read(moving), nifti.read(fixed), "")
     outside = -77.0
     theirs = SimpleITK.GetArrayFromImage(

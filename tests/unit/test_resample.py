@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from medseg.errors import DataError
 from medseg.volumes.geometry import same_grid
@@ -100,6 +101,16 @@ def test_a_rotation_alone_does_not_smooth(rng: np.random.Generator) -> None:
     centre = scaled(1, 1, 1, origin=(-7, -7, -7))
     result = onto(volume(data, turned(45) @ centre), grid((15, 15, 15), centre), "")
     assert result.data[7, 7, 7] == pytest.approx(data[7, 7, 7], abs=1e-5)
+
+
+def test_larger_voxels_smooth_by_their_size_whatever_their_axes(rng: np.random.Generator) -> None:
+    data = rng.normal(size=(41, 41, 41))
+    theirs = scaled(1, 1, 1, origin=(-20, -20, -20))
+    wanted = gaussian_filter(data.astype(np.float32), 0.5)[20, 20, 20]
+    for degrees in (0, 30, 45):
+        ours = turned(degrees) @ scaled(2, 2, 2, origin=(-8, -8, -8))
+        result = onto(volume(data, theirs), grid((9, 9, 9), ours), "")
+        assert result.data[4, 4, 4] == pytest.approx(wanted, abs=1e-4)
 
 
 def test_what_lies_outside_becomes_background_and_is_counted() -> None:

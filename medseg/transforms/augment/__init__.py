@@ -11,10 +11,12 @@ from torch import Tensor
 
 from medseg.transforms.augment.drawing import Draw, draw
 from medseg.transforms.augment.intensity import intensities
-from medseg.transforms.augment.mixing import drop_channels, mix
+from medseg.transforms.augment.mixing import drop_channels, keep_present, mix
 from medseg.transforms.augment.space import move
 
-__all__ = ["Draw", "apply", "draw", "drop_channels", "intensities", "mix", "move"]
+__all__ = [
+    "Draw", "apply", "draw", "drop_channels", "intensities", "keep_present", "mix", "move",
+]  # fmt: skip
 
 
 def apply(change: Draw, image: Tensor, label: Tensor, spacing: Tensor) -> tuple[Tensor, Tensor]:

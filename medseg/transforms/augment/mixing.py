@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -45,3 +47,17 @@ def drop_channels(change: Draw, image: Tensor) -> Tensor:
         return image
     gone = ~change.is_kept.to(image.device)
     return image.masked_fill(gone[:, :, None, None, None], 0)
+
+
+def keep_present(change: Draw, present: Tensor) -> Draw:
+    """The draw with what is missing dropped too, so that it stays 0, as it is in prediction.
+
+    Where the draw would drop all that is there, it drops none of it.
+
+    Args:
+        change: The draw.
+        present: (N, C) bool, false for a channel that a sample's case lacks.
+    """
+    kept = change.is_kept & present.to(change.is_kept.device)
+    is_left = kept.any(dim=1, keepdim=True)
+    return replace(change, is_kept=torch.where(is_left, kept, present))
