@@ -6,8 +6,8 @@
 
 Both sides get the same batch in memory, on the same device, with one CPU thread and every
 probability 1; spatial parts move a label too. MONAI's transforms take one sample, so that they go
-through the batch one by one, without metadata. Rounds take turns; medians of CPU seconds (on CUDA of
-the clock) are compared. --picture draws what each part does to a phantom, and measures nothing.
+through the batch one by one, without metadata. Rounds take turns; medians of CPU seconds (on CUDA
+of the clock) are compared. --picture draws what each part does to a phantom, and measures nothing.
 """
 
 from __future__ import annotations

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from medseg.config import dump, loads
+from medseg.config import dump, load, loads
 from medseg.config.axes import numbers
 from medseg.config.schema import Augment
 from medseg.errors import ConfigError
+from medseg.inference.predictor import Predictor
 from medseg.inference.window import predict_volume
+from medseg.training.loop import train
 from medseg.transforms import augment
 
 TEXT = """\
@@ -130,3 +135,25 @@ def test_a_mix_needs_a_batch() -> None:
     with pytest.raises(ConfigError, match=r"train: augment\.mix takes .* batch is 1, give 2"):
         loads(TEXT + "augment: {mix: 0.3}", "/", ["train.batch=1"])
     loads(TEXT + "augment: {mix: 0.3}", "/")
+
+
+@pytest.mark.slow
+def test_a_run_with_names_is_the_run_with_numbers(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Training, validation and prediction each ask for the numbers."""
+    shares: list[Any] = []
+    for name, axes in (("names", ["LR", "IS"]), ("numbers", [0, 2])):
+        config = load(
+            recipe(
+                **{"augment.flip": axes, "inference.flip": [*axes], "train.budget": {"steps": 3}}
+            )
+        )
+        run = train(config, tmp_path / name, device="cpu", quiet=True)
+        predictor = Predictor.load(run.path, device="cpu")
+        volume = np.random.default_rng(0).normal(size=(2, 20, 20, 20))
+        found = predictor.predict((volume, np.diag([4.0, 4, 4, 1])), probabilities=True)
+        shares.append(found.probabilities)
+        shares.append([r["validation"] for r in run.records() if "validation" in r])
+    np.testing.assert_array_equal(shares[0], shares[2])
+    assert shares[1] == shares[3] != []
