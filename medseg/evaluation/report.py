@@ -64,7 +64,7 @@ def write(
     if not report.cases:
         raise DataError(path, "a report needs at least one scored case")
     worst_first = sorted(report.cases, key=lambda case: (case.dice, case.case_id))
-    summary = summarise(report.cases)
+    summary = summarise(report.cases, report.settings)
     sections = [
         _tiles(summary),
         page.section("Summary", summary_table(summary), _SUMMARY),
