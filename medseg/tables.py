@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
@@ -27,10 +28,24 @@ _SHOWN = {
     "volume_error_ml": ("Error mL", 2),
     "lesion_f1": ("Lesion F1", 3),
 }
+_LESIONS = {
+    "tp": ("Found", 0),
+    "fn": ("Missed", 0),
+    "fp": ("False", 0),
+    "sensitivity": ("Sensitivity", 3),
+    "precision": ("Precision", 3),
+    "f1": ("F1", 3),
+    "false_per_case": ("False/case", 2),
+}
 
 
-def scores(summary: Mapping[str, Any], title: str) -> Table:
-    """The summary of an evaluation: the mean of the main measures by class."""
+def scores(summary: Mapping[str, Any], title: str) -> Group:
+    """The summary of an evaluation: means by class and, where they were counted, the lesions."""
+    lesions = [_lesions(summary)] if any("pooled" in c for c in summary["classes"].values()) else []
+    return Group(_means(summary, title), *lesions)
+
+
+def _means(summary: Mapping[str, Any], title: str) -> Table:
     classes = summary["classes"]
     keys = [key for key in _SHOWN if all(key in found for found in classes.values())]
     table = Table(
@@ -42,6 +57,19 @@ def scores(summary: Mapping[str, Any], title: str) -> Table:
     for name, found in classes.items():
         cells = [_number(found[key]["mean"], _SHOWN[key][1]) for key in keys]
         table.add_row(escape(name), *cells)
+    return table
+
+
+def _lesions(summary: Mapping[str, Any]) -> Table:
+    """The lesions of each class over all cases together."""
+    table = Table(title="Lesions of all cases together", title_justify="left")
+    table.add_column("Class")
+    for heading, _ in (*_LESIONS.values(), ("FROC", 3)):
+        table.add_column(heading, justify="right")
+    for name, found in summary["classes"].items():
+        cells = [_number(found["pooled"][key], places) for key, (_, places) in _LESIONS.items()]
+        froc = _number(found["froc"]["mean"] if "froc" in found else None, 3)
+        table.add_row(escape(name), *cells, froc)
     return table
 
 
