@@ -26,16 +26,12 @@ _SHOWN = {
     "hd95_mm": ("HD95 mm", 2),
     "nsd": ("NSD", 3),
     "volume_error_ml": ("Error mL", 2),
-    "lesion_f1": ("Lesion F1", 3),
 }
 _LESIONS = {
-    "tp": ("Found", 0),
-    "fn": ("Missed", 0),
-    "fp": ("False", 0),
-    "sensitivity": ("Sensitivity", 3),
-    "precision": ("Precision", 3),
+    "false_per_case": ("False\n/case", 2),
+    "sensitivity": ("Sens.", 3),
+    "precision": ("Prec.", 3),
     "f1": ("F1", 3),
-    "false_per_case": ("False/case", 2),
 }
 
 
@@ -61,15 +57,22 @@ def _means(summary: Mapping[str, Any], title: str) -> Table:
 
 
 def _lesions(summary: Mapping[str, Any]) -> Table:
-    """The lesions of each class over all cases together."""
-    table = Table(title="Lesions of all cases together", title_justify="left")
+    """The lesions of each class over all cases together; mean F1: over the cases."""
+    table = Table(title="Lesions, all cases together", title_justify="left")
     table.add_column("Class")
-    for heading, _ in (*_LESIONS.values(), ("FROC", 3)):
-        table.add_column(heading, justify="right")
+    headings = [heading for heading, _ in _LESIONS.values()]
+    for heading in ("Found", "False", *headings, "Mean\nF1", "FROC"):
+        table.add_column(heading, justify="right", vertical="bottom")
     for name, found in summary["classes"].items():
-        cells = [_number(found["pooled"][key], places) for key, (_, places) in _LESIONS.items()]
-        froc = _number(found["froc"]["mean"] if "froc" in found else None, 3)
-        table.add_row(escape(name), *cells, froc)
+        pooled = found["pooled"]
+        table.add_row(
+            escape(name),
+            f"{pooled['tp']}/{pooled['tp'] + pooled['fn']}",
+            str(pooled["fp"]),
+            *(_number(pooled[key], places) for key, (_, places) in _LESIONS.items()),
+            _number(found["lesion_f1"]["mean"], 3),
+            _number(found["froc"]["mean"] if "froc" in found else None, 3),
+        )
     return table
 
 

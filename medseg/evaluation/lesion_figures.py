@@ -42,7 +42,11 @@ def froc_curves(summary: Mapping[str, Any]) -> str:
 
 def recall_by_size(summary: Mapping[str, Any]) -> str:
     """The share of true lesions found in each bin of volume, one panel a class."""
-    sizes = {n: found["by_size"] for n, found in summary["classes"].items() if "by_size" in found}
+    sizes = {
+        name: found["by_size"]
+        for name, found in summary["classes"].items()
+        if any(row["found"] + row["missed"] for row in found.get("by_size", ()))
+    }
 
     def panel(axes: Any, name: str) -> None:
         rows = sizes[name]

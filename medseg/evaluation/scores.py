@@ -186,6 +186,18 @@ def write(
     return summary
 
 
+def together(lesions: Sequence[LesionScores]) -> LesionScores:
+    """The lesions of several cases as if of one."""
+    return LesionScores(
+        found_mm3=tuple(volume for case in lesions for volume in case.found_mm3),
+        missed_mm3=tuple(volume for case in lesions for volume in case.missed_mm3),
+        false_mm3=tuple(volume for case in lesions for volume in case.false_mm3),
+        right_mm3=tuple(volume for case in lesions for volume in case.right_mm3),
+        split=sum(case.split for case in lesions),
+        merged=sum(case.merged for case in lesions),
+    )
+
+
 def statistics_of(values: Iterable[float]) -> dict[str, float | int | None]:
     """Mean, median, sd, min and max of the finite values; None where there are too few."""
     every = list(values)
@@ -229,23 +241,11 @@ def _summarise_class(
     rows = [case.row(name) for case in cases]
     summary: dict[str, Any] = {key: statistics_of(row[key] for row in rows) for key in rows[0]}
     if name in cases[0].lesions:
-        together = _together([case.lesions[name] for case in cases])
-        pooled = {key: getattr(together, key) for key in LESION_MEASURES}
-        false_per_case = ratio(together.fp, len(cases), empty=0.0)
-        summary["pooled"] = pooled | {"false_per_case": false_per_case}
-        summary["by_size"] = by_size(together, settings.lesion_bins_mm3)
+        pooled = together([case.lesions[name] for case in cases])
+        summary["pooled"] = {key: getattr(pooled, key) for key in LESION_MEASURES}
+        summary["pooled"]["false_per_case"] = ratio(pooled.fp, len(cases), empty=0.0)
+        summary["by_size"] = by_size(pooled, settings.lesion_bins_mm3)
         curve = froc([case.each.get(name, ()) for case in cases])
         if curve is not None:
             summary["froc"] = curve.as_json()
     return summary
-
-
-def _together(lesions: Sequence[LesionScores]) -> LesionScores:
-    return LesionScores(
-        found_mm3=tuple(volume for case in lesions for volume in case.found_mm3),
-        missed_mm3=tuple(volume for case in lesions for volume in case.missed_mm3),
-        false_mm3=tuple(volume for case in lesions for volume in case.false_mm3),
-        right_mm3=tuple(volume for case in lesions for volume in case.right_mm3),
-        split=sum(case.split for case in lesions),
-        merged=sum(case.merged for case in lesions),
-    )
