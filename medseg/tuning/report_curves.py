@@ -60,10 +60,10 @@ def rates(result: Result) -> str:
         steps = sorted((p for p in mine if p.options is not None), key=_threshold)
         x, y = [p.false_per_case for p in steps], [p.sensitivity for p in steps]
         axes.plot(x, y, "-o", color=FOUND, linewidth=1.4, markersize=4)
-        for n, point in enumerate(steps):
+        for n, ((right, up), told) in enumerate(_labels(steps).items()):
             axes.annotate(
-                words.value(_threshold(point)), (point.false_per_case, point.sensitivity),
-                xytext=(5, -9 if n % 2 else 5), textcoords="offset points", fontsize=7, color=INK,
+                told, (right, up), xytext=(5, -10 if n % 2 else 6), textcoords="offset points",
+                fontsize=7, color=INK,
             )  # fmt: skip
         for point in mine:
             style = {**_RING, "marker": "s", "markersize": 7} if point.options is None else _RING
@@ -108,6 +108,16 @@ def _key(value: Any) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _labels(steps: Sequence[Point]) -> dict[tuple[float, float | None], str]:
+    """The thresholds by place, the highest first; several of one place in one label."""
+    told: dict[tuple[float, float | None], str] = {}
+    for point in reversed(steps):
+        place = (point.false_per_case, point.sensitivity)
+        before = f"{told[place]}, " if place in told else ""
+        told[place] = f"{before}{words.value(_threshold(point))}"
+    return told
 
 
 def _threshold(point: Point) -> Any:
