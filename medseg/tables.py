@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
@@ -25,12 +26,22 @@ _SHOWN = {
     "hd95_mm": ("HD95 mm", 2),
     "nsd": ("NSD", 3),
     "volume_error_ml": ("Error mL", 2),
-    "lesion_f1": ("Lesion F1", 3),
+}
+_LESIONS = {
+    "false_per_case": ("False\n/case", 2),
+    "sensitivity": ("Sens.", 3),
+    "precision": ("Prec.", 3),
+    "f1": ("F1", 3),
 }
 
 
-def scores(summary: Mapping[str, Any], title: str) -> Table:
-    """The summary of an evaluation: the mean of the main measures by class."""
+def scores(summary: Mapping[str, Any], title: str) -> Group:
+    """The summary of an evaluation: means by class and, where they were counted, the lesions."""
+    lesions = [_lesions(summary)] if any("pooled" in c for c in summary["classes"].values()) else []
+    return Group(_means(summary, title), *lesions)
+
+
+def _means(summary: Mapping[str, Any], title: str) -> Table:
     classes = summary["classes"]
     keys = [key for key in _SHOWN if all(key in found for found in classes.values())]
     table = Table(
@@ -42,6 +53,26 @@ def scores(summary: Mapping[str, Any], title: str) -> Table:
     for name, found in classes.items():
         cells = [_number(found[key]["mean"], _SHOWN[key][1]) for key in keys]
         table.add_row(escape(name), *cells)
+    return table
+
+
+def _lesions(summary: Mapping[str, Any]) -> Table:
+    """The lesions of each class over all cases together; mean F1: over the cases."""
+    table = Table(title="Lesions, all cases together", title_justify="left")
+    table.add_column("Class")
+    headings = [heading for heading, _ in _LESIONS.values()]
+    for heading in ("Found", "False", *headings, "Mean\nF1", "FROC"):
+        table.add_column(heading, justify="right", vertical="bottom")
+    for name, found in summary["classes"].items():
+        pooled = found["pooled"]
+        table.add_row(
+            escape(name),
+            f"{pooled['tp']}/{pooled['tp'] + pooled['fn']}",
+            str(pooled["fp"]),
+            *(_number(pooled[key], places) for key, (_, places) in _LESIONS.items()),
+            _number(found["lesion_f1"]["mean"], 3),
+            _number(found["froc"]["mean"] if "froc" in found else None, 3),
+        )
     return table
 
 

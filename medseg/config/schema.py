@@ -6,6 +6,7 @@ files are generated from it.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -81,11 +82,28 @@ class Evaluation(Section):
     )
     connectivity: Literal[6, 18, 26] = Field(26, description="neighbours of a voxel in a lesion")
     lesion_overlap: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="least IoU for a lesion to be found; 0: one voxel"
+        0.1, description="least IoU (any_overlap: covered share) to be found; 0: one voxel"
+    )
+    lesion_rule: Literal["one_to_one", "any_overlap"] = Field(
+        "one_to_one",
+        description="one_to_one: each lesion has one partner at most; any_overlap: any number",
+    )
+    lesion_bins_mm3: tuple[PositiveFloat, ...] = Field(
+        (10.0, 100.0, 1000.0), description="recall by lesion size: bounds of the sizes, in mm3"
+    )
+    lesion_maps: bool = Field(
+        True, description="with lesions: paint found, missed and false ones, lesions/ID.nii.gz"
     )
     subsets: bool = Field(
         False, description="after training, also score every subset of the channels"
     )
+
+    @field_validator("lesion_bins_mm3")
+    @classmethod
+    def _ascend(cls, bins: tuple[float, ...]) -> tuple[float, ...]:
+        if any(low >= high for low, high in pairwise(bins)):
+            raise ValueError(f"each larger than the one before, got {list(bins)}")
+        return bins
 
 
 Flipping = TypeVar("Flipping", Augment, Inference)

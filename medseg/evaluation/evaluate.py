@@ -12,7 +12,9 @@ import numpy as np
 from medseg.config.schema import Evaluation
 from medseg.console import Tick
 from medseg.errors import DataError, raise_all
-from medseg.evaluation import report, scores, subsets
+from medseg.evaluation import probabilities, report, scores, subsets
+from medseg.evaluation.lesion_records import folder_names, painted
+from medseg.evaluation.lesions import Matching
 from medseg.evaluation.overlay import CaseView
 from medseg.evaluation.subsets import Subset
 from medseg.files import check_writable
@@ -20,6 +22,8 @@ from medseg.volumes import nifti
 from medseg.volumes.dataset import Case, Dataset
 from medseg.volumes.geometry import same_grid
 from medseg.volumes.image import Image
+
+MAPS = "lesions"
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,9 @@ class Job:
 def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str, Any]:
     """Score masks and write `scores.csv`, `summary.json` and `report.html`.
 
+    Where lesions are counted, also `lesions.csv` and, if asked for, a painted map of each case (see
+    `lesion_records`). Their confidences come from the probabilities beside the masks, if there.
+
     Args:
         predictions: Folder of masks, `ID.nii.gz` or `ID.nii`, of label values.
         job: What to score.
@@ -63,7 +70,7 @@ def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str,
     check_writable(output)
     scored = []
     for case in job.dataset.cases:
-        scored.append(_score(files[case.id], case, job))
+        scored.append(_score(files[case.id], case, job, output))
         tick(f"{case.id}  Dice {scored[-1].dice:.3f}")
     by_channels = subsets.observed(predictions, job.dataset, scored)
     more = {"subsets": [subset.as_json() for subset in by_channels]}
@@ -80,7 +87,7 @@ def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str,
     return summary
 
 
-def _score(mask: Path, case: Case, job: Job) -> scores.CaseScores:
+def _score(mask: Path, case: Case, job: Job, output: Path) -> scores.CaseScores:
     prediction, truth = _pair(mask, case)
     labels = job.dataset.labels
     for image in (prediction, truth):
@@ -93,6 +100,23 @@ def _score(mask: Path, case: Case, job: Job) -> scores.CaseScores:
         labels.classes,
         job.settings,
         labels.ignore,
+        _beside(prediction, case, job, output) if job.settings.lesions else None,
+    )
+
+
+def _beside(prediction: Image, case: Case, job: Job, output: Path) -> scores.Beside:
+    """What the lesions of a case need: its place, its probabilities, and where to paint them."""
+    labels = job.dataset.labels
+    folders = folder_names(labels.classes) if len(labels.classes) > 1 else {}
+
+    def paint(name: str, found: Matching) -> None:
+        path = output / MAPS / folders.get(name, "") / f"{case.id}.nii.gz"
+        nifti.write(path, painted(found, prediction.shape), prediction)
+
+    return scores.Beside(
+        prediction.affine,
+        probabilities.find(prediction, case.id, labels),
+        paint if job.settings.lesion_maps else None,
     )
 
 

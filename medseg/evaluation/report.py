@@ -10,10 +10,16 @@ from typing import Any
 from medseg import files
 from medseg.config.schema import Evaluation
 from medseg.errors import DataError
-from medseg.evaluation import figures, subsets
+from medseg.evaluation import figures, lesion_figures, subsets
 from medseg.evaluation import report_page as page
 from medseg.evaluation.overlay import PREDICTION_COLOUR, TRUTH_COLOUR, CaseView
-from medseg.evaluation.report_tables import case_table, lesion_table, summary_table, text
+from medseg.evaluation.report_tables import (
+    case_table,
+    froc_table,
+    lesion_table,
+    summary_table,
+    text,
+)
 from medseg.evaluation.scores import CaseScores, summarise
 from medseg.evaluation.subsets import Subset
 
@@ -64,7 +70,7 @@ def write(
     if not report.cases:
         raise DataError(path, "a report needs at least one scored case")
     worst_first = sorted(report.cases, key=lambda case: (case.dice, case.case_id))
-    summary = summarise(report.cases)
+    summary = summarise(report.cases, report.settings)
     sections = [
         _tiles(summary),
         page.section("Summary", summary_table(summary), _SUMMARY),
@@ -74,6 +80,10 @@ def write(
             "Lesions",
             lesion_table(summary) + page.card(figures.lesion_sizes(worst_first)),
             _lesion_rule(report.settings),
+        ),
+        page.section("Lesions found by size", page.card(lesion_figures.recall_by_size(summary))),
+        page.section(
+            "FROC", froc_table(summary) + page.card(lesion_figures.froc_curves(summary)), _FROC
         ),
         page.section("Missing channels", subsets.html(report.subsets), _SUBSETS),
         page.section("Every subset", subsets.html(report.every_subset), _EVERY_SUBSET),
@@ -114,14 +124,33 @@ def _rules(settings: Evaluation) -> str:
 
 
 def _lesion_rule(settings: Evaluation) -> str:
-    overlap = f"an IoU of {settings.lesion_overlap:g}" if settings.lesion_overlap else "one voxel"
     least = f"Lesions below {settings.min_lesion_mm3:g} mm³ are not counted. "
+    rule = _RULES[settings.lesion_rule].format(
+        iou=f"an IoU of {settings.lesion_overlap:g}" if settings.lesion_overlap else "one voxel",
+        share=f"{settings.lesion_overlap:.0%}".replace("%", " %")
+        if settings.lesion_overlap
+        else "one voxel",
+    )
     return (
-        f"Connected components ({settings.connectivity} neighbours), over all cases. A true "
-        f"lesion is found when a predicted one overlaps it by at least {overlap}; each lesion "
-        f"enters one pair at most. {least if settings.min_lesion_mm3 else ''}"
+        f"Connected components ({settings.connectivity} neighbours), over all cases. {rule} "
+        "Split: true lesions that two or more predicted ones touch; merged: predicted lesions that "
+        f"touch two or more true ones. {least if settings.min_lesion_mm3 else ''}"
+        "Each lesion is a row of lesions.csv."
     )
 
+
+_RULES = {
+    "one_to_one": "A true lesion is found when a predicted one overlaps it by at least {iou}; each "
+    "lesion enters one pair at most.",
+    "any_overlap": "A true lesion is found when predictions cover at least {share} of it, and a "
+    "predicted one is false when less than that of it is true.",
+}
+
+_FROC = (
+    "Predicted lesions are dropped by their confidence, the mean probability within, the least "
+    "sure first. Sensitivity over all true lesions against false lesions per case; between two "
+    "thresholds the line is straight, and dotted where nothing is left to add."
+)
 
 _SUMMARY = "Mean ± standard deviation over the cases."
 

@@ -7,6 +7,7 @@ from html import escape
 from math import isinf, isnan
 from typing import Any
 
+from medseg.evaluation.froc import RATES
 from medseg.evaluation.scores import CaseScores
 
 MASKS = {  # heading and decimals
@@ -30,7 +31,11 @@ LESIONS = {
     "fp": ("False", 0),
 }
 COLUMNS = MASKS | {f"lesion_{key}": column for key, column in LESIONS.items()}
-POOLED = LESIONS | {"false_per_case": ("False per case", 2)}
+POOLED = LESIONS | {
+    "false_per_case": ("False per case", 2),
+    "split": ("Split", 0),
+    "merged": ("Merged", 0),
+}
 MOST_ROWS = 2000
 
 
@@ -52,6 +57,19 @@ def lesion_table(summary: Mapping[str, Any]) -> str:
     )
     headings = [heading for heading, _ in POOLED.values()]
     return table(["Class"], headings, rows) if pooled else ""
+
+
+def froc_table(summary: Mapping[str, Any]) -> str:
+    """One row a class: its sensitivity at each rate of false lesions; nothing without a curve."""
+    curves = {n: found["froc"] for n, found in summary["classes"].items() if "froc" in found}
+    if not curves:
+        return ""
+    headings = [f"{rate:g}" for rate in RATES]
+    rows = (
+        row([name], (text(v, 3) for v in (*found["sensitivity"].values(), found["mean"])))
+        for name, found in curves.items()
+    )
+    return table(["Sensitivity at false lesions per case"], [*headings, "Mean"], rows)
 
 
 def case_table(cases: Sequence[CaseScores]) -> str:

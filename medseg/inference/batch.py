@@ -47,7 +47,9 @@ def predict_cases(
     """Predict cases into a folder.
 
     Writes `ID.nii.gz` and `ID.json` for each, `ID_probabilities.nii.gz` where the config asks for
-    them, and `failures.json` while any case fails.
+    them, else `confidence/ID.nii.gz` where it counts lesions (the probabilities within the
+    predicted foreground, 0 elsewhere: all that the confidence of a lesion needs), and
+    `failures.json` while any case fails.
 
     Args:
         predictor: The model.
@@ -91,15 +93,22 @@ def predict_cases(
 def _predict(predictor: Predictor, case: Case, output: Path, record: dict[str, Any]) -> None:
     mask, written = _mask(output, case.id), {}
     loaded = predictor.load_case(case)
-    wanted = predictor.config.inference.probabilities
+    config = predictor.config
+    wanted = config.inference.probabilities or config.evaluation.lesions
     prediction = predictor.predict_case(loaded, probabilities=wanted)
     values = predictor.labels.to_values(prediction.labels)
     if prediction.probabilities is not None:
-        shares = _probabilities(output, case.id)
-        write(shares, prediction.probabilities, loaded.reference)
-        written[shares.name] = sha256(shares)
+        path, shares = _probabilities(output, case.id), prediction.probabilities
+        if not config.inference.probabilities:
+            path, shares = _confidence(output, case.id), shares * (prediction.labels > 0)
+        write(path, shares, loaded.reference)
+        written[path.relative_to(output).as_posix()] = sha256(path)
     write(mask, values, loaded.reference, affine=prediction.affine)
     written[mask.name] = sha256(mask)
+    if _sidecar(output, case.id).exists():  # of an earlier run, whose other volumes are stale now
+        for file in _files(output, case.id):
+            if file.relative_to(output).as_posix() not in written:
+                file.unlink(missing_ok=True)
     found = _found(predictor, prediction, loaded.reference)
     write_json(
         _sidecar(output, case.id), {**record, "outputs": written, **found, "notes": loaded.notes}
@@ -126,6 +135,8 @@ def _provenance(predictor: Predictor, model: Path) -> dict[str, Any]:
     parts["data"] = config.data.model_dump(mode="json", include={"reference", "grids"})
     parts["window"] = config.inference.patch or config.train.patch
     parts["plugins"] = plugins.fingerprint(config.plugins)
+    if config.evaluation.lesions and not config.inference.probabilities:
+        parts["confidence"] = True
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return {
         "medseg": VERSION,
@@ -158,7 +169,7 @@ def _is_current(output: Path, case: str, record: dict[str, Any]) -> bool:
 def _discard(output: Path, case: str) -> None:
     """Remove what an earlier run made of a case: it is stale, and the case has failed."""
     if _sidecar(output, case).exists():
-        for file in (_mask(output, case), _probabilities(output, case), _sidecar(output, case)):
+        for file in (*_files(output, case), _sidecar(output, case)):
             file.unlink(missing_ok=True)
 
 
@@ -174,7 +185,7 @@ def _reason(error: Exception) -> str:
 def _refuse_overwriting(output: Path, cases: Sequence[Case]) -> None:
     inputs = {path.resolve() for case in cases for path in case.files}
     for case in cases:
-        for file in (_mask(output, case.id), _probabilities(output, case.id)):
+        for file in _files(output, case.id):
             if file.resolve() in inputs:
                 raise DataError(file, "an input has this name; give another output folder")
 
@@ -194,3 +205,12 @@ def _sidecar(output: Path, case: str) -> Path:
 
 def _probabilities(output: Path, case: str) -> Path:
     return output / f"{case}_probabilities.nii.gz"
+
+
+def _confidence(output: Path, case: str) -> Path:
+    return output / "confidence" / f"{case}.nii.gz"
+
+
+def _files(output: Path, case: str) -> tuple[Path, Path, Path]:
+    """Every volume that a case may have."""
+    return _mask(output, case), _probabilities(output, case), _confidence(output, case)

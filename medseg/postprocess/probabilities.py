@@ -12,12 +12,13 @@ import numpy as np
 
 from medseg.errors import ConfigError
 from medseg.evaluation.lesions import Connectivity, components
-from medseg.postprocess.components import NEARLY
+from medseg.postprocess.components import NEARLY, MinVolume
 from medseg.postprocess.options import check_range
 from medseg.postprocess.prediction import Prediction
 from medseg.registry import POSTPROCESSORS
 from medseg.volumes.image import Array
 
+_LEAST = 1e-6  # of a threshold: 0 would call every voxel foreground
 _MOST = 20.0  # log-odds; e^-20 of a probability is still far above the least float32
 
 
@@ -64,6 +65,59 @@ class Hysteresis:
         stays = (sure > 0) & (sure * prediction.voxel_mm3 >= self.high_mm3 * NEARLY)
         stays[0] = False
         return prediction.with_labels(np.where(stays[numbers], _likeliest(shares), np.uint8(0)))
+
+
+@POSTPROCESSORS.register("operating_point")
+class OperatingPoint:
+    """Call foreground what is likely enough and large enough: the point of work on an FROC curve.
+
+    With one threshold, a voxel is foreground where the probabilities of all foreground classes
+    together reach it, and gets the likeliest of them; components count over all classes together.
+    With a threshold for each class, it gets the class that exceeds its own threshold by the largest
+    factor, and components count within each class.
+
+    Args:
+        threshold: Least probability; one, or one for each foreground class.
+        min_mm3: Least volume of a component that stays, in mm3.
+        connectivity: Neighbours of a voxel: 6, 18 or 26.
+    """
+
+    needs_probabilities = True
+    tunable: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        "min_mm3": (0.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0),
+    }
+
+    def __init__(
+        self,
+        classes: int,
+        threshold: float | tuple[float, ...] = 0.5,
+        min_mm3: float = 0.0,
+        connectivity: Connectivity = 26,
+    ) -> None:
+        thresholds = threshold if isinstance(threshold, tuple) else (threshold,)
+        if isinstance(threshold, tuple) and len(threshold) != classes - 1:
+            raise ConfigError(
+                f"threshold needs 1 value, or {classes - 1}, one for each foreground class, "
+                f"got {len(threshold)}",
+                ("threshold",),
+            )
+        for value in thresholds:
+            check_range("threshold", value, _LEAST, 1)
+        check_range("min_mm3", min_mm3)
+        self.is_each = isinstance(threshold, tuple)
+        self.thresholds = np.asarray(thresholds, np.float32)[:, None, None, None]
+        self.small = MinVolume(min_mm3, connectivity, together=not self.is_each)
+
+    def __call__(self, prediction: Prediction) -> Prediction:
+        """Return the prediction with what is likely and large enough."""
+        shares = prediction.need_probabilities()
+        if self.is_each:
+            margin = shares[1:] / self.thresholds
+            likeliest, is_in = (1 + margin.argmax(0)).astype(np.uint8), margin.max(0) >= 1
+        else:
+            likeliest, is_in = _likeliest(shares), 1 - shares[0] >= self.thresholds[0]
+        return self.small(prediction.with_labels(np.where(is_in, likeliest, np.uint8(0))))
 
 
 @POSTPROCESSORS.register("prior_correction")

@@ -17,6 +17,7 @@ from medseg.evaluation.overlay import (
     CaseView,
 )
 from medseg.evaluation.report_tables import COLUMNS, row, table, text
+from medseg.tuning import report_curves as curves
 from medseg.tuning import report_figures as figures
 from medseg.tuning import report_words as words
 from medseg.tuning.gate import FEWEST, LEVEL
@@ -56,6 +57,8 @@ def write(path: Path, result: Result, view: Callable[[str], CaseView]) -> None:
         page.section("Greatest gains", _pictures(_better(cases), result, view), _KEY),
         page.section("All cases, greatest loss first", _case_table(cases, result), _CASES),
         page.section("The options", _options(result), _in_words(result)),
+        page.section("The curve", _chart(curves.curve(result)), _curve_lead(score)),
+        page.section("Lesions found and false", _chart(curves.rates(result)), _RATES),
         page.section("What was tried", _candidate_table(result, score), _TRIED),
         page.section("How it was decided", page.card(f"<p>{_decided(result)}</p>")),
         page.section("What to do next", page.facts(_next(result))),
@@ -235,6 +238,10 @@ def _next(result: Result) -> dict[str, str]:
     }
 
 
+def _curve_lead(score: str) -> str:
+    return f"Mean {score} over all cases of each option tried; the ring is what is stored. {_TRIED}"
+
+
 _KEY = (
     f'<i class="key" style="border-color:{TRUTH_COLOUR}"></i>truth &nbsp; '
     f'<i class="key" style="border-top-style:dashed;border-color:{BEFORE_COLOUR}"></i>before '
@@ -247,6 +254,10 @@ _CASES = (
     "the truth nor predicted."
 )
 _TRIED = "Scores on all cases, so they flatter: the figures further up are those to believe."
+_RATES = (
+    "Each threshold with the size that is stored: the share of all true lesions that it finds, "
+    "against false lesions per case. The ring is what is stored, the square the step left out."
+)
 _DECIDED = (
     "Each of the {count} cases was left out once: the options were chosen on the others, the "
     "simplest candidate within one standard error of the best, and judged on the one left out. "

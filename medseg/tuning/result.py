@@ -44,6 +44,23 @@ class CaseResult:
 
 
 @dataclass(frozen=True)
+class Point:
+    """Where a candidate lies on the FROC curve of a class, over all cases together.
+
+    Args:
+        class_name: The class.
+        options: The candidate.
+        sensitivity: Found of all true lesions; None: there is none.
+        false_per_case: False lesions per case.
+    """
+
+    class_name: str
+    options: Candidate
+    sensitivity: float | None
+    false_per_case: float
+
+
+@dataclass(frozen=True)
 class Result:
     """The outcome of `medseg tune NAME`.
 
@@ -67,6 +84,7 @@ class Result:
         candidates: What was tried for the final choice with its mean score over cases and classes,
             simplest first; options None: the step left out.
         seconds: How long the tuning took.
+        points: Of an operating point: the chosen size with each threshold, and the step left out.
     """
 
     name: str
@@ -82,3 +100,4 @@ class Result:
     intervals: Mapping[str, Interval]
     candidates: tuple[tuple[Candidate, float], ...]
     seconds: float
+    points: tuple[Point, ...] = ()

@@ -25,8 +25,9 @@ from medseg.tuning import report
 from medseg.tuning.candidates import defaults, grid
 from medseg.tuning.crf_fit import CrfFit
 from medseg.tuning.gate import Judgement, judge
+from medseg.tuning.operating import along, has_points, points
 from medseg.tuning.place import Place
-from medseg.tuning.result import Candidate, CaseResult, Options, Result
+from medseg.tuning.result import Candidate, CaseResult, Options, Point, Result
 from medseg.tuning.scoring import Scorer
 from medseg.tuning.select import Propose, choose, leave_one_out
 from medseg.tuning.store import Store
@@ -118,8 +119,8 @@ class _Tuning:
         )
         self._grid = grid(*self._search)
         self._store = Store(cache)
-        scorer = Scorer(request.score, self._labels, predictor.config.evaluation)
-        self._trials = Trials(self._store, scorer, self._place.onwards, quiet=request.quiet)
+        self._scorer = Scorer(request.score, self._labels, predictor.config.evaluation)
+        self._trials = Trials(self._store, self._scorer, self._place.onwards, quiet=request.quiet)
 
     def predict(self, cases: Sequence[Case]) -> None:
         """Predict the cases up to the step that is tuned, and keep them on disk."""
@@ -144,9 +145,10 @@ class _Tuning:
         found = judge(held_out, classes, self._place.protect, self._seed)
         final, tried = self._choose(propose)
         accepted = found.accepted and final is not None
+        options = final if final is not None else _best(tried)
         return Result(
             name=request.name,
-            options=final if final is not None else _best(tried),
+            options=options,
             default_options=defaults(request.name),
             protect=found.protect,
             accepted=accepted,
@@ -158,6 +160,7 @@ class _Tuning:
             intervals=found.intervals,
             candidates=tried,
             seconds=0.0,
+            points=self._points(options, tried),
         )
 
     def _choose(self, propose: Propose) -> tuple[Candidate, Tried]:
@@ -167,6 +170,13 @@ class _Tuning:
         scores = self._trials.means(offered, every)
         means = known_mean(scores).tolist()
         return offered[choose(scores)], tuple(zip(offered, means, strict=True))
+
+    def _points(self, options: Options, tried: Tried) -> tuple[Point, ...]:
+        if not has_points(component(self._request.name)):
+            return ()
+        candidates = along([candidate for candidate, _ in tried], options)
+        settings = self._predictor.config.evaluation
+        return points(self._store, self._place, self._scorer, settings, candidates)
 
     def _proposer(self) -> Propose:
         kind = component(self._request.name)
@@ -222,6 +232,10 @@ def _entry(result: Result) -> Tuned:
         "cases": len(result.cases),
         "intervals": {name: list(values) for name, values in result.intervals.items()},
         "verdict": result.verdict,
+        "curve": [
+            [options, None if np.isnan(mean) else mean] for options, mean in result.candidates
+        ],
+        "froc": [asdict(point) for point in result.points],
     }
     options = {key: value for key, value in result.options.items() if key not in _OF_THE_MACHINE}
     return Tuned(result.name, options, result.protect, result.accepted, figures)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -72,20 +72,21 @@ class Scorer:
         Returns:
             (classes,) float64.
         """
+        masks = self.masks(labels, truth)
+        return np.array([self._measure(p, t, spacing, self._settings) for p, t in masks])
+
+    def masks(self, labels: Array, truth: Array) -> Iterator[tuple[Mask, Mask]]:
+        """The predicted and the true mask of each class, cut to where there is any.
+
+        Args:
+            labels: (I, J, K) class indices.
+            truth: The same; voxels of `IGNORE_INDEX` are in no mask.
+        """
         known = truth != IGNORE_INDEX
         box = bounding_box(((labels != 0) | (truth != 0)) & known)
         labels, truth, known = labels[box], truth[box], known[box]
-        return np.array(
-            [
-                self._measure(
-                    np.isin(labels, indices) & known,
-                    np.isin(truth, indices),
-                    spacing,
-                    self._settings,
-                )
-                for indices in self._indices
-            ]
-        )
+        for indices in self._indices:
+            yield np.isin(labels, indices) & known, np.isin(truth, indices)
 
     def present(self, truth: Array) -> Array:
         """(classes,) bool: which classes a truth holds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -41,6 +42,7 @@ RECIPE: dict[str, Any] = {
         "threads": 1,
     },
     "inference": {"precision": "fp32"},
+    "evaluation": {"lesions": True},
 }
 
 
@@ -122,6 +124,43 @@ def test_tune_crf(run: Path, cli: Cli) -> None:
     assert all(options["iterations"] == 2 for options, _ in found["candidates"][1:])
     (tuned,) = checkpoint.load(run / "model.safetensors").tuned
     assert (tuned.name, tuned.accepted) == ("crf", found["accepted"])
+
+
+def test_tune_the_operating_point(run: Path, cli: Cli) -> None:
+    code, said = cli("tune", "operating_point", "-m", run, "--device", "cpu", "--score",
+                     "lesion_f1", "connectivity=6")  # fmt: skip
+    assert code == 0, said
+    assert "mean lesion F1 of 4 held-out cases" in said
+    (tuned,) = checkpoint.load(run / "model.safetensors").tuned
+    assert (tuned.name, tuned.accepted) == ("operating_point", False)  # of 4 cases nothing passes
+    assert len(tuned.figures["curve"]) == 64
+    at = {p["options"]["threshold"]: p for p in tuned.figures["froc"] if p["options"]}
+    false = [at[threshold]["false_per_case"] for threshold in sorted(at)]
+    assert len(false) == 9
+    assert false[0] > false[-1]
+    assert "The curve" in (run / "tuning" / "operating_point.html").read_text()
+
+
+def test_training_leaves_lesions_with_their_confidence(trained: Path, tmp_path: Path) -> None:
+    folder = trained / "run" / "validation"
+    summary = json.loads((folder / "summary.json").read_text())["classes"]["lesion"]
+    with (folder / "lesions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = [row for row in rows if (row["map"], row["kind"]) == ("truth", "found")]
+    assert len(found) == summary["pooled"]["tp"] > 0
+    assert sum(row["kind"] == "false" for row in rows) == summary["pooled"]["fp"]
+    assert all(0.5 < float(r["confidence"]) <= 1 for r in rows if r["map"] == "prediction")
+    assert 0 < summary["froc"]["mean"] <= summary["pooled"]["sensitivity"] + 1e-9
+    assert "mean of the circles" in (trained / "run" / "report.html").read_text()
+    for mask in folder.glob("*.nii.gz"):
+        painted = np.asarray(nib.load(folder / "lesions" / mask.name).dataobj)
+        predicted = np.asarray(nib.load(mask).dataobj) > 0
+        assert painted[predicted].all()
+    # `medseg evaluate` of the same masks elsewhere says the same
+    config = medseg.load_config(trained / "run.yaml")
+    ids = sorted(path.name.removesuffix(".nii.gz") for path in folder.glob("*.nii.gz"))
+    again = medseg.evaluate(folder, config, tmp_path / "scores", ids=ids, quiet=True)
+    assert again["classes"]["lesion"]["froc"] == summary["froc"]
 
 
 def test_what_cannot_be_tuned(run: Path, tmp_path: Path, cli: Cli) -> None:

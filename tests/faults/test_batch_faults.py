@@ -250,7 +250,36 @@ def test_other_settings_predict_all_again(
     (few / "c_0001.nii.gz").unlink()
     predict(network, few, output)
     assert predict(network, few, output, override) == ("ab", "", "")
-    assert predict(network, few, output, override, "evaluation.lesions=true") == ("", "ab", "")
+    assert predict(network, few, output, override, "evaluation.tolerance_mm=2") == ("", "ab", "")
+
+
+@pytest.mark.slow
+def test_lesions_need_the_confidence_beside_the_mask(
+    network: Path, few: Path, tmp_path: Path
+) -> None:
+    output, lesions, all_of_them = (
+        tmp_path / "out",
+        "evaluation.lesions=true",
+        ("inference.probabilities=true"),
+    )
+    for name in "bc":
+        (few / f"{name}_0000.nii.gz").unlink()
+        (few / f"{name}_0001.nii.gz").unlink()
+    predict(network, few, output)
+    assert not (output / "confidence").exists()
+    assert predict(network, few, output, lesions) == ("a", "", "")
+    assert predict(network, few, output, lesions) == ("", "a", "")
+    mask = nib.load(output / "a.nii.gz").get_fdata()
+    sure = nib.load(output / "confidence" / "a.nii.gz").get_fdata()
+    assert sure.shape == (*mask.shape, 2)
+    assert (sure[mask == 0] == 0).all()
+    np.testing.assert_allclose(sure[mask > 0].sum(-1), 1, atol=1e-5)
+    assert (sure[mask > 0][:, 1] >= 0.5).all()
+    assert predict(network, few, output, lesions, all_of_them) == ("a", "", "")
+    assert (output / "a_probabilities.nii.gz").exists()
+    assert not (output / "confidence" / "a.nii.gz").exists()  # of an earlier mask: stale
+    assert predict(network, few, output) == ("a", "", "")
+    assert not (output / "a_probabilities.nii.gz").exists()
 
 
 def test_masks_made_with_another_crf_are_stale(

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
-from medseg.evaluation.lesions import LesionScores, components, match
+from medseg.evaluation.lesions import LesionScores, Rule, components, match
 
 
 def line(*runs, length=40):
@@ -18,10 +18,8 @@ def line(*runs, length=40):
     return mask
 
 
-def count(prediction, truth, overlap=0.1, min_mm3=0.0, spacing=(1.0, 1.0, 1.0)):
-    return match(
-        prediction, truth, spacing, connectivity=26, min_mm3=min_mm3, overlap=overlap
-    )  # fmt: skip
+def count(prediction, truth, overlap=0.1, min_mm3=0.0, spacing=(1.0, 1.0, 1.0), rule="one_to_one"):
+    return match(prediction, truth, spacing, Rule(26, min_mm3, overlap, rule)).scores
 
 
 def test_found_missed_and_false_by_volume():
@@ -88,14 +86,14 @@ def test_neighbours(connectivity, lesions):
     mask[1, 1, 1] = mask[1, 2, 2] = True  # an edge in common
     mask[2, 3, 3] = mask[3, 3, 4] = True  # with (1, 2, 2): a corner; with one another: an edge
     assert components(mask, connectivity)[1] == lesions
-    found = match(mask, mask, (1, 1, 1), connectivity=connectivity, min_mm3=0, overlap=0.5)
+    found = match(mask, mask, (1, 1, 1), Rule(connectivity, 0, 0.5)).scores
     assert (found.tp, found.fn, found.fp) == (lesions, 0, 0)
 
 
 def test_empty_masks():
     empty, full = line(), line((3, 5))
     both = count(empty, empty)
-    assert both == LesionScores((), (), ())
+    assert both == LesionScores((), (), (), ())
     assert both.f1 == both.sensitivity == both.precision == 1
     for found in (count(empty, full), count(full, empty)):
         assert found.f1 == found.sensitivity == found.precision == 0
@@ -132,6 +130,6 @@ def test_thousands_of_specks_stay_cheap():
     """A noisy prediction: memory follows the pairs, not lesions times predictions."""
     rng = np.random.default_rng(0)
     truth, prediction = rng.random((2, 60, 60, 60)) > 0.96
-    found = match(prediction, truth, (1, 1, 1), connectivity=6, min_mm3=0, overlap=0)
+    found = match(prediction, truth, (1, 1, 1), Rule(6, 0, 0)).scores
     assert found.tp + found.fn == components(truth, 6)[1] > 5000
     assert found.tp + found.fp == components(prediction, 6)[1]

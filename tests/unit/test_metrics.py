@@ -224,4 +224,5 @@ def test_files_hold_every_number(cases, tmp_path):
     assert float(rows[0]["dice"]) == cases[0].measures["whole"].dice
     assert rows[-1]["hd95_mm"] == "inf"
     assert int(rows[-1]["lesion_fn"]) == cases[-1].lesions["core"].fn
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.csv", "summary.json"]
+    names = ["lesions.csv", "scores.csv", "summary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names

@@ -48,6 +48,45 @@ def smooth_noise(rng: np.random.Generator, classes: int = 2) -> np.ndarray:
     return (shares / shares.sum(0)).astype(np.float32)
 
 
+# Operating point
+
+
+@pytest.mark.parametrize("connectivity, fully", [(6, False), (26, True)])
+def test_the_operating_point_is_itks_threshold_and_size(
+    connectivity: int, fully: bool, rng: np.random.Generator
+) -> None:
+    likely = ndimage.gaussian_filter(rng.random((24, 20, 18)), 0.7)
+    likely = (likely - likely.min()) / np.ptp(likely)
+    options = {"threshold": 0.7, "min_mm3": 7.0, "connectivity": connectivity}  # 5 of 1.4 mm3
+    out = run("operating_point", foreground(likely), **options).labels
+    mask = sitk.GetImageFromArray((foreground(likely)[1] >= 0.7).astype(np.uint8))
+    found = sitk.RelabelComponent(sitk.ConnectedComponent(mask, fully), minimumObjectSize=5)
+    expected = sitk.GetArrayFromImage(found) > 0
+    assert 0 < expected.sum() < sitk.GetArrayFromImage(mask).sum()
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_the_operating_point_of_one_half_is_argmax_of_two_classes(
+    rng: np.random.Generator,
+) -> None:
+    shares = smooth_noise(rng)
+    np.testing.assert_array_equal(run("operating_point", shares).labels, shares.argmax(0))
+
+
+def test_the_operating_point_takes_foreground_together_or_each_class_by_itself() -> None:
+    shares = np.array([[0.45, 0.3, 0.25], [0.6, 0.3, 0.1], [0.1, 0.5, 0.4]], np.float32)
+    shares = shares.T[:, :, None, None]
+    assert run("operating_point", shares).labels.ravel().tolist() == [1, 0, 1]
+    assert run("operating_point", shares, threshold=0.35).labels.ravel().tolist() == [1, 1, 1]
+    each = run("operating_point", shares, threshold=(0.4, 0.2)).labels
+    assert each.ravel().tolist() == [2, 0, 2]  # 0.25 / 0.2, nothing, 0.4 / 0.2 above 0.5 / 0.4
+    volumes = {"threshold": (0.4, 0.2), "min_mm3": 1.5 * 1.4}
+    assert not run("operating_point", shares, **volumes).labels.any()  # a component for each class
+    together = {"threshold": 0.5, "min_mm3": 1.5 * 1.4}
+    assert not run("operating_point", shares, **together).labels.any()
+    assert run("operating_point", shares, threshold=0.35, min_mm3=1.5 * 1.4).labels.all()
+
+
 # Hysteresis
 
 
@@ -235,6 +274,10 @@ def test_next_to_no_smoothing_changes_nothing(
         ({"name": "hysteresis", "high": 1.1}, ("high",)),
         ({"name": "hysteresis", "low": 0.8, "high": 0.6}, ("low",)),
         ({"name": "hysteresis", "high_mm3": -1.0}, ("high_mm3",)),
+        ({"name": "operating_point", "threshold": 0.0}, ("threshold",)),
+        ({"name": "operating_point", "threshold": 1.1}, ("threshold",)),
+        ({"name": "operating_point", "threshold": (0.5, 0.5, 0.5)}, ("threshold",)),
+        ({"name": "operating_point", "min_mm3": -1.0}, ("min_mm3",)),
         ({"name": "prior_correction", "log_odds": 1000.0}, ("log_odds",)),
         ({"name": "prior_correction", "factors": [1.0, 2.0]}, ("factors",)),
         ({"name": "prior_correction", "factors": [1.0, 0.0, 1.0]}, ("factors",)),
@@ -270,6 +313,7 @@ def test_impossible_options_are_refused(spec: dict[str, Any], path: tuple[Any, .
         ("prior_correction", {"log_odds": 1.0}),
         ("smooth_surface", {}),
         ("hysteresis", {}),
+        ("operating_point", {}),
         ("regions", {"regions": ((1, 2),)}),
         ("min_volume", {"mm3": 10.0}),
         ("largest_component", {}),

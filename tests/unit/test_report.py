@@ -20,7 +20,7 @@ from medseg.config.schema import Evaluation
 from medseg.errors import DataError
 from medseg.evaluation import figures, report
 from medseg.evaluation.overlay import CaseView
-from medseg.evaluation.scores import score_case, summarise
+from medseg.evaluation.scores import Beside, score_case, summarise
 
 EVIL = '<script>alert("x")</script>&$\\frac{$<img src=http://a.b/c>'
 SETTINGS = Evaluation(lesions=True)
@@ -90,8 +90,40 @@ def test_a_full_report(tmp_path):
     assert f"missed ({summary['classes']['lesion']['pooled']['fn']})" in page.text
     assert all(f"case_{number}" in page.text for number in range(5))
     assert "torch2.13" in page.text
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 4
+    assert "Lesions found by size" in page.text
+    assert "FROC" not in page.text  # nothing is known of how sure the predictions were
     assert len(page.images) == 5
+
+
+def test_froc_is_drawn_where_confidences_are_known(tmp_path):
+    beside = Beside(None, lambda values: np.linspace(0, 1, 16)[:, None, None] * np.ones(SHAPE))
+    classes = {"lesion": (1, 2), "core": (2,)}
+    cases = [
+        score_case(f"{n}", *case(n)[:2], (1, 1, 2), classes, SETTINGS, None, beside)
+        for n in range(4)
+    ]
+    page = written(tmp_path, report.Report("x", cases, SETTINGS))
+    assert page.tags.count("svg") == 4
+    found = summarise(cases, SETTINGS)["classes"]["core"]["froc"]
+    assert f"core: mean of the circles {found['mean']:.3f}" in page.text
+    assert f"{found['sensitivity']['0.25']:.3f}" in page.text
+    nothing = score_case("0", *[case(0)[1] * 0] * 2, (1, 1, 1), classes, SETTINGS, None, beside)
+    assert "FROC" not in written(tmp_path, report.Report("x", [nothing], SETTINGS)).text
+    missed = score_case("0", case(0)[1] * 0, case(0)[1], (1, 1, 1), classes, SETTINGS, None, beside)
+    assert "core: mean of the circles 0.000" in (
+        written(tmp_path, report.Report("x", [missed], SETTINGS)).text
+    )
+
+
+def test_the_rule_is_told(tmp_path):
+    for settings, told in (
+        (SETTINGS, "overlaps it by at least an IoU of 0.1"),
+        (Evaluation(lesions=True, lesion_rule="any_overlap", lesion_overlap=0.2), "at least 20 %"),
+        (Evaluation(lesions=True, lesion_rule="any_overlap", lesion_overlap=0), "least one voxel"),
+    ):
+        found = score_case("x", *case(1)[:2], (1, 1, 1), {"core": (2,)}, settings)
+        assert told in written(tmp_path, report.Report("x", [found], settings)).text
 
 
 def test_it_opens_offline(tmp_path):
