@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ from medseg.inference.steps import Crf
 from medseg.inference.subsets import score_subsets
 from medseg.training import loop
 from medseg.training.run import RunFolder
+from medseg.transforms.foreground import with_mask
 from medseg.tuning.result import Result
 from medseg.tuning.run import Request
 from medseg.tuning.run import tune as tune_cases
 from medseg.volumes import cases
-from medseg.volumes.dataset import Dataset
+from medseg.volumes.dataset import Case, Dataset
+from medseg.volumes.image import Array
+from medseg.volumes.load import load_case
 
 
 def train(
@@ -64,7 +67,10 @@ def train(
         with track("Subsets", len(validation.cases), quiet=quiet) as tick:
             every_subset = score_subsets(predictor, validation, tick)
     title = f"{config.name}: validation"
-    job = Job(validation, config.evaluation, title, run.records(), run.facts(), every_subset)
+    job = Job(
+        validation, config.evaluation, title, run.records(), run.facts(), every_subset,
+        _region(config, validation),
+    )  # fmt: skip
     with track("Evaluate", len(validation.cases), quiet=quiet) as tick:
         summary = score(run.validation, job, run.validation, tick)
     (run.validation / "report.html").replace(run.report)
@@ -145,7 +151,8 @@ def evaluate(
         warnings.warn(
             f"{predictions}: {left_out} cases have no mask and are not scored", stacklevel=2
         )
-    job = Job(dataset, config.evaluation, f"Evaluation of {predictions}")
+    title = f"Evaluation of {predictions}"
+    job = Job(dataset, config.evaluation, title, region=_region(config, dataset))
     with track("Evaluate", len(dataset.cases), quiet=quiet) as tick:
         return score(Path(predictions), job, Path(output), tick)
 
@@ -205,3 +212,21 @@ def masked(predictions: str | Path, dataset: Dataset) -> list[str]:
         example = dataset.cases[0].id
         raise DataError(folder, f"holds no mask of a case, such as {example}.nii.gz")
     return ids
+
+
+def _region(config: Config, dataset: Dataset) -> Callable[[Case], Array] | None:
+    """How to find the region of interest of a case, where only that is to be scored."""
+    if not config.evaluation.roi:
+        return None
+
+    def find(case: Case) -> Array:
+        mask = with_mask(load_case(case, dataset), config.preprocess.mask).mask
+        if mask is None:
+            raise DataError(
+                case.files[0],
+                f"case {case.id!r} has no mask, and evaluation.roi scores inside one: give it, set "
+                "preprocess.mask to have it computed, or evaluation.roi to false",
+            )
+        return mask
+
+    return find

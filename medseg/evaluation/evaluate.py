@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from medseg.files import check_writable
 from medseg.volumes import nifti
 from medseg.volumes.dataset import Case, Dataset
 from medseg.volumes.geometry import same_grid
-from medseg.volumes.image import Image
+from medseg.volumes.image import Array, Image
 
 MAPS = "lesions"
 
@@ -37,6 +37,8 @@ class Job:
         log: Records of the training, for the report's curves.
         facts: What else the report should tell; name to value.
         every_subset: Scores of every subset of the channels, if they were made.
+        region: Gives the region of interest (I, J, K) of a case: what lies outside is background
+            in both masks; None: all of it counts.
     """
 
     dataset: Dataset
@@ -45,6 +47,7 @@ class Job:
     log: Sequence[Mapping[str, Any]] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     every_subset: Sequence[Subset] = ()
+    region: Callable[[Case], Array] | None = None
 
 
 def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str, Any]:
@@ -82,13 +85,13 @@ def evaluate(predictions: Path, job: Job, output: Path, tick: Tick) -> dict[str,
     report.write(
         output / "report.html",
         report.Report(job.title, scored, job.settings, job.log, job.facts, *shown),
-        lambda case_id: _view(files[case_id], cases[case_id], job.dataset),
+        lambda case_id: _view(files[case_id], cases[case_id], job),
     )
     return summary
 
 
 def _score(mask: Path, case: Case, job: Job, output: Path) -> scores.CaseScores:
-    prediction, truth = _pair(mask, case)
+    prediction, truth = _pair(mask, case, job.region)
     labels = job.dataset.labels
     for image in (prediction, truth):
         labels.to_indices(image.data, image.path)  # refuses a value that it does not know
@@ -142,18 +145,23 @@ def _masks(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
     return found
 
 
-def _pair(mask: Path, case: Case) -> tuple[Image, Image]:
+def _pair(mask: Path, case: Case, region: Callable[[Case], Array] | None) -> tuple[Image, Image]:
+    """Prediction and truth on one grid, background outside the region of interest."""
     assert case.label is not None
     prediction, truth = nifti.read_label(mask), nifti.read_label(case.label)
     differ = same_grid(truth.shape, truth.affine, prediction.shape, prediction.affine)
     if differ:
         raise DataError(mask, f"not on the grid of {truth.path}: {differ}")
+    if region is not None:
+        inside = region(case)
+        prediction = replace(prediction, data=prediction.data * inside)
+        truth = replace(truth, data=truth.data * inside)
     return prediction, truth
 
 
-def _view(mask: Path, case: Case, dataset: Dataset) -> CaseView:
-    prediction, truth = _pair(mask, case)
-    ignore = dataset.labels.ignore
+def _view(mask: Path, case: Case, job: Job) -> CaseView:
+    prediction, truth = _pair(mask, case, job.region)
+    dataset, ignore = job.dataset, job.dataset.labels.ignore
     counted = np.ones(truth.shape, dtype=bool) if ignore is None else truth.data != ignore
     channel = case.channels[dataset.reference(case)]  # the one that is on the truth's grid
     assert channel is not None
