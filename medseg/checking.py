@@ -11,7 +11,6 @@ from rich.table import Table
 
 from medseg.config.schema import Config
 from medseg.console import console, track
-from medseg.networks.assembly import beyond
 from medseg.networks.describe import (
     activation_memory,
     multiply_adds,
@@ -19,6 +18,7 @@ from medseg.networks.describe import (
     parameter_count,
     receptive_field,
 )
+from medseg.networks.sizes import beyond
 from medseg.training.budget import Clock
 from medseg.training.setup import Setup, set_up
 from medseg.volumes import cases

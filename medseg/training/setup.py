@@ -17,10 +17,11 @@ from medseg.errors import ConfigError
 from medseg.inference.steps import build_all
 from medseg.inference.subsets import check_subsets
 from medseg.inference.window import check_patch
-from medseg.networks.assembly import Network, beyond, build_network, check_output_weights
+from medseg.networks.assembly import Network, build_network, check_output_weights
 from medseg.networks.describe import output_shapes
 from medseg.networks.load_report import LoadReport
 from medseg.networks.pretrained import load_pretrained
+from medseg.networks.sizes import beyond
 from medseg.registry import LOSSES, SAMPLERS, TRANSFORMS
 from medseg.training.finetune import FineTuning
 from medseg.training.losses import DeepSupervision

@@ -55,7 +55,7 @@ preprocess:
   spacing: [2, 2, .nan]
                   ^ preprocess.spacing[2]: a finite number expected, got .nan
   normalise: [{name: zscore, regoin: nonzero}, {name: window, low: 0}, zscroe]
-                             ^ preprocess.normalise[0].regoin: transform 'zscore': unknown option 'regoin'; did you mean 'region'? (known: clip, region)
+                             ^ preprocess.normalise[0].regoin: transform 'zscore': unknown option 'regoin'; did you mean 'region'? (known: channels, clip, region, trim)
                                                ^ preprocess.normalise[1]: transform 'window' needs the option 'high'
                                                                        ^ preprocess.normalise[2]: unknown transform 'zscroe'; did you mean 'zscore'? (known:
 model:

@@ -12,7 +12,8 @@ import medseg_plugins  # noqa: F401
 from medseg.config.schema import ComponentSpec, Model
 from medseg.errors import ConfigError, PluginError
 from medseg.networks import blocks
-from medseg.networks.assembly import EncoderDecoder, WholeNetwork, build_network, check_size
+from medseg.networks.assembly import EncoderDecoder, WholeNetwork, build_network
+from medseg.networks.sizes import check_size
 from medseg.registry import DECODERS, ENCODERS, NETWORKS
 from medseg_plugins.unet import UNetDecoder
 
