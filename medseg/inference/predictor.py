@@ -140,6 +140,10 @@ class Predictor:
                 "give the mask as in training, or inference.roi=false",
             )
         shares = prepared.route.back(self.probabilities(prepared))
+        if self.config.inference.roi:
+            assert prepared.region is not None
+            shares[:, ~prepared.region] = 0
+            shares[0, ~prepared.region] = 1
         return Prediction(
             labels=shares.argmax(0).astype(np.uint8),
             image=case.image,
