@@ -87,10 +87,15 @@ class Data(Section):
                 if not getattr(self, key):
                     raise ValueError(f"layout {self.layout!r} needs data.{key}")
         if self.layout == "folder":
-            others = (self.label, self.mask, self.weights)
-            for pattern in (*(self.channels or {}).values(), *others):
-                if pattern is not None and "{id}" not in pattern:
+            others = [text for text in (self.label, self.mask, self.weights) if text is not None]
+            patterns = [*(self.channels or {}).values(), *others]
+            for pattern in patterns:
+                if "{id}" not in pattern:
                     raise ValueError(f"the pattern {pattern!r} must contain {{id}}")
+                if "**" in pattern.removeprefix("**/"):
+                    raise ValueError(f"the pattern {pattern!r} may have **/ in front, not later")
+            if len({pattern.startswith("**/") for pattern in patterns}) > 1:
+                raise ValueError(f"either all patterns begin with **/ or none does: {patterns}")
         if self.channels and self.reference not in (None, *self.channels):
             raise ValueError(f"reference: {unknown('channel', str(self.reference), self.channels)}")
         return self

@@ -115,6 +115,9 @@ class Config(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
         description="a name for the run"
     )
+    about: str = Field(
+        "", description="what it is, where the data are from and under which terms; for people"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         0, description="every random draw comes from it"
     )
