@@ -18,6 +18,9 @@ from medseg.inference import batch
 from medseg.inference.predictor import Predictor, model_file
 from medseg.inference.steps import Crf
 from medseg.inference.subsets import score_subsets
+from medseg.networks.checkpoint import save
+from medseg.networks.importing import import_network
+from medseg.networks.load_report import LoadReport
 from medseg.training import loop
 from medseg.training.run import RunFolder
 from medseg.transforms.foreground import with_mask
@@ -197,6 +200,37 @@ def tune(
     validation = cases.find(predictor.config.data).only(folder.split().validation)
     request = Request(name, options or {}, score, quiet)
     return tune_cases(predictor, folder.model, validation.cases, folder.path / "tuning", request)
+
+
+def import_model(
+    name: str,
+    weights: str | Path,
+    output: str | Path,
+    *,
+    plugins: Sequence[str] = (),
+    overrides: Sequence[str] | None = None,
+) -> LoadReport:
+    """Make a model of weights that another program trained, such as DeepMedic's checkpoints.
+
+    Args:
+        name: The network, as registered: "deepmedic".
+        weights: The file, e.g. `model.ckpt.index` of TensorFlow, beside its data files.
+        output: The model file, *.safetensors.
+        plugins: Plugins that the network may come from.
+        overrides: Settings of the model's config, e.g. `model.network.dropout=[0, 0.3, 0.3]`.
+
+    Returns:
+        What became of each weight, with notes on what the file does not tell and was assumed.
+
+    Raises:
+        MedsegError: The file cannot be used, or a setting is wrong.
+    """
+    output = Path(output)
+    if output.suffix != ".safetensors":
+        raise DataError(output, "a model's name ends in .safetensors")
+    checkpoint, report = import_network(name, Path(weights), overrides or (), plugins)
+    save(output, checkpoint)
+    return report
 
 
 def masked(predictions: str | Path, dataset: Dataset) -> list[str]:

@@ -187,6 +187,24 @@ def tune(
     tables.paths({"Report": model / "tuning" / f"{name}.html"})
 
 
+@app.command("import")
+def import_(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The network, as deepmedic.")],
+    weights: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Its weights, as model.ckpt.index.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")],
+    plugin: Plugins = None,
+    overrides: Overrides = None,
+) -> None:
+    """Make a model of weights that another program trained."""
+    from medseg import api, tables
+
+    report = api.import_model(name, weights, output, plugins=_here(plugin), overrides=overrides)
+    console.print(report.table())
+    tables.paths({"Model": output})
+
+
 @app.command()
 def plugins(plugin: Plugins = None) -> None:
     """List every component: kind, name, options with defaults, source file."""

@@ -15,7 +15,7 @@ class Pretrained(Section):
     """Weights to start from, and how those of a 2D network become those of a 3D one."""
 
     path: PathString | None = Field(
-        None, description="file of weights: .safetensors, .pt, .pth, .npz or .onnx"
+        None, description="file of weights: .safetensors, .pt, .pth, .npz, .onnx or .index"
     )
     url: Annotated[str, Field(pattern=r"^https?://")] | None = Field(
         None, description="where to fetch the file instead; needs sha256, and medseg[hub]"

@@ -140,11 +140,14 @@ def _logits(
     window, is_whole = settings.patch or (), _is_whole(settings, size)
     if is_whole:
         window = tuple(-(-n // d) * d for n, d in zip(size, divisor, strict=True))
-    room = tuple(
-        _room(part, n, least, centred=not is_whole)
-        for part, n, least in zip(box, image.shape[1:], window, strict=True)
-    )
     margin = getattr(network, "margin", ZERO)
+    if any(margin) and not settings.overlap and not is_whole:
+        room = tuple(_tiled(part, step) for part, step in zip(box, window, strict=True))
+    else:
+        room = tuple(
+            _room(part, n, least, centred=not is_whole)
+            for part, n, least in zip(box, image.shape[1:], window, strict=True)
+        )
     image = _cut(image, room, margin)
     if is_whole:
         (logits,) = _run(network, image, [ZERO], window, margin)
@@ -177,6 +180,15 @@ def _room(part: slice, n: int, least: int, *, centred: bool) -> slice:
     missing = max(least - (part.stop - part.start), 0)
     start = min(max(part.start - missing // 2, 0), n - least) if missing else part.start
     return slice(start, max(part.stop, start + least))
+
+
+def _tiled(part: slice, step: int) -> slice:
+    """The stretch of whole windows, side by side, that covers `part` from its start.
+
+    Windows of a network with a margin need no overlap, and are not moved back to end with the
+    volume: what a voxel gets may depend on its place in the window, as with DeepMedic's blocks.
+    """
+    return slice(part.start, part.start + -(-(part.stop - part.start) // step) * step)
 
 
 def _cut(volume: Tensor, box: Sequence[slice], margin: Triple) -> Tensor:

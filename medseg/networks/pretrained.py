@@ -19,7 +19,7 @@ from medseg.networks.first_layer import first_layers
 from medseg.networks.inflate import first_kernel, fit
 from medseg.networks.load_report import LoadReport, Row, Status
 from medseg.networks.matching import best_match, is_counter, kernels_of, weights_of
-from medseg.networks.weights_files import read
+from medseg.networks.weights_files import Weights, read
 
 _SWAPPED = "of another class count: starts from random"
 _NO_HEAD = "the file has no such head: starts from random"
@@ -68,7 +68,8 @@ class _Loading:
         else:
             self.module = network.network
         self.state, self.kernels = weights_of(self.module), kernels_of(self.module)
-        self.file = read(settings)
+        self.notes: list[str] = []
+        self.file = self._translated(read(settings))
         self.match = best_match(self.module, self.file.tensors.keys())
         self.firsts = first_layers(self.module, len(channels), network.divisor)
         if not self.firsts and (settings.channels or settings.preprocessing):
@@ -81,7 +82,18 @@ class _Loading:
         self.constants: dict[str, Tensor] = {}
         self.rows: dict[str, Row] = {}
         self.remedies: dict[str, str] = {}
-        self.notes: list[str] = []
+
+    def _translated(self, file: Weights) -> Weights:
+        """A file of another program by the network's own names: see `networks.importing`."""
+        translate = getattr(self.module, "translated", None)
+        try:
+            tensors = translate(file.tensors) if translate is not None else None
+        except ValueError as error:
+            raise DataError(file.path, str(error)) from error
+        if tensors is None:
+            return file
+        self.notes.append("names and conventions of the program that wrote the file, translated")
+        return replace(file, tensors=tensors)
 
     def run(self) -> LoadReport:
         for own in self.state:

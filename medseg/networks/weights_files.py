@@ -20,6 +20,7 @@ from torch import Tensor
 from medseg.config.schema import Pretrained
 from medseg.errors import ConfigError, DataError, MedsegError
 from medseg.files import sha256
+from medseg.networks.tensorflow import read_checkpoint
 
 _DEEPEST = 3  # entries within entries that are looked through for weights
 _REMEDY = "save `model.state_dict()` with torch.save or as .safetensors, and load that"
@@ -48,7 +49,9 @@ class Weights:
 
 
 def read(settings: Pretrained) -> Weights:
-    """Read the file that the settings name: .safetensors, .pt, .pth, .npz or .onnx.
+    """Read the file that the settings name: .safetensors, .pt, .pth, .npz, .onnx or .index.
+
+    The last is that of a TensorFlow checkpoint, whose data files lie beside it.
 
     A given hash is checked before anything is read. Where weights lie within entries such as
     `state_dict`, that entry is taken if it is the only one with weights.
@@ -93,8 +96,8 @@ def _reader(path: Path) -> Callable[[Path], Any]:
         raise DataError(
             path,
             f"weights of the kind {suffix or '(no ending)'} are not read, only "
-            f"{', '.join(_READERS)}: convert it, e.g. a TensorFlow or Keras checkpoint to .npz "
-            "with kernels as (out, in, *size)",
+            f"{', '.join(_READERS)}: convert it, e.g. Keras's .h5 to .npz with kernels as "
+            "(out, in, *size)",
         )
     try:
         with path.open("rb") as file:
@@ -189,12 +192,17 @@ def _onnx(path: Path) -> Mapping[str, Tensor]:
     return tensors
 
 
+def _tensorflow(path: Path) -> Mapping[str, Tensor]:
+    return {name: _tensor(array) for name, array in read_checkpoint(path).items()}
+
+
 _READERS: dict[str, Callable[[Path], Any]] = {
     ".safetensors": _safetensors,
     ".pt": _torch,
     ".pth": _torch,
     ".npz": _npz,
     ".onnx": _onnx,
+    ".index": _tensorflow,
 }
 
 

@@ -5,7 +5,8 @@ Numbers without another source are those of its code, version 0.8.4.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from medseg_plugins.deepmedic_blocks import (
     repeated_kernel,
     sample,
 )
+from medseg_plugins.deepmedic_import import described, state
 
 _LONGEST_JOIN = 3  # of a kernel over all pathways' maps
 
@@ -120,6 +122,23 @@ class DeepMedic(nn.Module):
             ],
             _checked_residual("hidden_residual", hidden_residual, last),
         )
+
+    @classmethod
+    def described(cls, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """A config for the network of a checkpoint of DeepMedic's, and what was assumed.
+
+        Raises:
+            ValueError: The tensors are of another program, or incomplete.
+        """
+        return described(tensors)
+
+    def translated(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The weights of a checkpoint of DeepMedic's by the names here; None: it is none.
+
+        Raises:
+            ValueError: It is incomplete, or of a network with other layers.
+        """
+        return state(tensors, self)
 
     def _margin(self, axis: int) -> int:
         """Voxels that the pathways see beyond the patch on both sides of an axis."""

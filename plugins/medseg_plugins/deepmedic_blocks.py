@@ -69,8 +69,7 @@ class Layer(nn.Module):
         """`before` of some of the channels only; in evaluation, of a layer that is not raw."""
         norm = self.norm
         mean, variance, weight, bias = (
-            item[channels]
-            for item in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+            item[channels] for item in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
         )
         x = functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, norm.eps)
         return functional.prelu(x, self.activation.weight[channels])
@@ -126,9 +125,7 @@ def add_centre(x: Tensor, other: Tensor) -> Tensor:
     return torch.cat([x[:, :width] + other, x[:, width:]], 1)
 
 
-def sample(
-    x: Tensor, factor: Triple, first: Triple, count: Triple, sampling: Sampling
-) -> Tensor:
+def sample(x: Tensor, factor: Triple, first: Triple, count: Triple, sampling: Sampling) -> Tensor:
     """A coarser image: of each block of `factor` voxels its first one, or the mean.
 
     Args:
