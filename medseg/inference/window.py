@@ -19,6 +19,7 @@ from torch.nn import functional
 from medseg.config.axes import numbers
 from medseg.config.schema import Config, Inference
 from medseg.errors import ConfigError, MedsegError
+from medseg.inference.boxes import Box, bounds, cut, everything, grown, mirrored, tiled
 from medseg.networks.blocks import ZERO
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,7 +27,6 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SIGMA, _LEAST_WEIGHT = 1 / 8, 1e-3
 
 Triple = tuple[int, int, int]
-Box = tuple[slice, slice, slice]
 
 
 class NonFiniteError(MedsegError):
@@ -93,7 +93,7 @@ def predict_volume(
     """
     settings = settings.model_copy(update={"patch": settings.patch or tuple(patch)})
     flips = _flips(numbers(settings.flip, None))
-    box = _everything(image) if roi is None else bounds(roi)
+    box = everything(image) if roi is None else bounds(roi)
     total: Tensor | None = None
     with autocast(image.device, settings.precision):
         for axes in flips:
@@ -103,7 +103,7 @@ def predict_volume(
                 image.flip(turned),
                 settings,
                 divisor,
-                _mirrored(box, axes, image.shape[1:]),
+                mirrored(box, axes, image.shape[1:]),
                 None if roi is None else roi.flip(axes),
             )
             if not bool(torch.isfinite(logits).all()):
@@ -115,14 +115,6 @@ def predict_volume(
     assert total is not None
     total.div_(len(flips))
     return total if roi is None else _background_outside(total, box, roi)
-
-
-def bounds(roi: Tensor) -> Box:
-    """The bounding box of a region that is not empty."""
-    places = roi.nonzero()
-    first, last = places.amin(0).tolist(), places.amax(0).tolist()
-    i, j, k = (slice(a, b + 1) for a, b in zip(first, last, strict=True))
-    return i, j, k
 
 
 def _logits(
@@ -142,17 +134,17 @@ def _logits(
         window = tuple(-(-n // d) * d for n, d in zip(size, divisor, strict=True))
     margin = getattr(network, "margin", ZERO)
     if any(margin) and not settings.overlap and not is_whole:
-        room = tuple(_tiled(part, step) for part, step in zip(box, window, strict=True))
+        room = tuple(tiled(part, step) for part, step in zip(box, window, strict=True))
     else:
         room = tuple(
-            _room(part, n, least, centred=not is_whole)
+            grown(part, n, least, centred=not is_whole)
             for part, n, least in zip(box, image.shape[1:], window, strict=True)
         )
-    image = _cut(image, room, margin)
+    image = cut(image, room, margin)
     if is_whole:
         (logits,) = _run(network, image, [ZERO], window, margin)
     else:
-        inside = None if roi is None else _cut(roi[None].float(), room, ZERO)[0] > 0
+        inside = None if roi is None else cut(roi[None].float(), room, ZERO)[0] > 0
         logits = _stitched(network, image, settings, margin, inside)
     inner = (
         slice(part.start - large.start, part.stop - large.start)
@@ -166,43 +158,6 @@ def _is_whole(settings: Inference, shape: Sequence[int]) -> bool:
     if settings.mode == "auto":
         return torch.Size(shape).numel() <= settings.whole_voxels
     return settings.mode == "whole"
-
-
-def _room(part: slice, n: int, least: int, *, centred: bool) -> slice:
-    """A stretch of at least `least` voxels around `part`.
-
-    It stays within the volume's `n` voxels if they suffice, else it overhangs: at both ends if
-    `centred`, else at the end.
-    """
-    if n < least:
-        start = -((least - n) // 2) if centred else 0
-        return slice(start, start + least)
-    missing = max(least - (part.stop - part.start), 0)
-    start = min(max(part.start - missing // 2, 0), n - least) if missing else part.start
-    return slice(start, max(part.stop, start + least))
-
-
-def _tiled(part: slice, step: int) -> slice:
-    """The stretch of whole windows, side by side, that covers `part` from its start.
-
-    Windows of a network with a margin need no overlap, and are not moved back to end with the
-    volume: what a voxel gets may depend on its place in the window, as with DeepMedic's blocks.
-    """
-    return slice(part.start, part.start + -(-(part.stop - part.start) // step) * step)
-
-
-def _cut(volume: Tensor, box: Sequence[slice], margin: Triple) -> Tensor:
-    """A box of (C, I, J, K) with a margin; what overhangs repeats the edge."""
-    kept, pads = [], []
-    for part, n, m in zip(box, volume.shape[1:], margin, strict=True):
-        start, stop = part.start - m, part.stop + m
-        kept.append(slice(max(start, 0), min(stop, n)))
-        pads.append((max(-start, 0), max(stop - n, 0)))
-    inner = volume[(slice(None), *kept)]
-    if not any(map(any, pads)):
-        return inner
-    flat = [n for pair in reversed(pads) for n in pair]
-    return functional.pad(inner[None], flat, mode="replicate")[0]
 
 
 def _stitched(
@@ -262,7 +217,7 @@ def _resized(network: nn.Module, image: Tensor, settings: Inference) -> Tensor:
     window = settings.patch or ()
     small = functional.interpolate(image[None], window, mode="trilinear")[0]
     margin = getattr(network, "margin", ZERO)
-    small = _cut(small, [slice(0, n) for n in window], margin)
+    small = cut(small, [slice(0, n) for n in window], margin)
     logits = _run(network, small, [ZERO], window, margin)
     return functional.interpolate(logits, image.shape[1:], mode="trilinear")[0]
 
@@ -274,20 +229,6 @@ def _background_outside(shares: Tensor, box: Box, roi: Tensor) -> Tensor:
     inside = roi[box]
     whole[(slice(None), *box)] = torch.where(inside, shares, whole[(slice(None), *box)])
     return whole
-
-
-def _everything(image: Tensor) -> Box:
-    i, j, k = (slice(0, n) for n in image.shape[1:])
-    return i, j, k
-
-
-def _mirrored(box: Box, axes: Sequence[int], shape: Sequence[int]) -> Box:
-    """The box in a volume that is mirrored along some axes."""
-    i, j, k = (
-        slice(n - part.stop, n - part.start) if axis in axes else part
-        for axis, (part, n) in enumerate(zip(box, shape, strict=True))
-    )
-    return i, j, k
 
 
 def _flips(axes: Sequence[int]) -> list[tuple[int, ...]]:

@@ -1,0 +1,71 @@
+"""Boxes in a volume: around a region, mirrored, grown to a window's size, and cut out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional
+
+Triple = tuple[int, int, int]
+Box = tuple[slice, slice, slice]
+
+
+def bounds(roi: Tensor) -> Box:
+    """The bounding box of a region that is not empty."""
+    places = roi.nonzero()
+    first, last = places.amin(0).tolist(), places.amax(0).tolist()
+    i, j, k = (slice(a, b + 1) for a, b in zip(first, last, strict=True))
+    return i, j, k
+
+
+def everything(image: Tensor) -> Box:
+    """All of an image (C, I, J, K)."""
+    i, j, k = (slice(0, n) for n in image.shape[1:])
+    return i, j, k
+
+
+def mirrored(box: Box, axes: Sequence[int], shape: Sequence[int]) -> Box:
+    """The box in a volume that is mirrored along some axes."""
+    i, j, k = (
+        slice(n - part.stop, n - part.start) if axis in axes else part
+        for axis, (part, n) in enumerate(zip(box, shape, strict=True))
+    )
+    return i, j, k
+
+
+def grown(part: slice, n: int, least: int, *, centred: bool) -> slice:
+    """A stretch of at least `least` voxels around `part`.
+
+    It stays within the volume's `n` voxels if they suffice, else it overhangs: at both ends if
+    `centred`, else at the end.
+    """
+    if n < least:
+        start = -((least - n) // 2) if centred else 0
+        return slice(start, start + least)
+    missing = max(least - (part.stop - part.start), 0)
+    start = min(max(part.start - missing // 2, 0), n - least) if missing else part.start
+    return slice(start, max(part.stop, start + least))
+
+
+def tiled(part: slice, step: int) -> slice:
+    """The stretch of whole windows, side by side, that covers `part` from its start.
+
+    Windows of a network with a margin need no overlap, and are not moved back to end with the
+    volume: what a voxel gets may depend on its place in the window, as with DeepMedic's blocks.
+    """
+    return slice(part.start, part.start + -(-(part.stop - part.start) // step) * step)
+
+
+def cut(volume: Tensor, box: Sequence[slice], margin: Triple) -> Tensor:
+    """A box of (C, I, J, K) with a margin; what overhangs repeats the edge."""
+    kept, pads = [], []
+    for part, n, m in zip(box, volume.shape[1:], margin, strict=True):
+        start, stop = part.start - m, part.stop + m
+        kept.append(slice(max(start, 0), min(stop, n)))
+        pads.append((max(-start, 0), max(stop - n, 0)))
+    inner = volume[(slice(None), *kept)]
+    if not any(map(any, pads)):
+        return inner
+    flat = [n for pair in reversed(pads) for n in pair]
+    return functional.pad(inner[None], flat, mode="replicate")[0]
