@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,19 @@ def test_a_recipe_loads(path: Path) -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_a_recipe_is_what_medseg_would_write(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == dump(as_written(path))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_a_recipe_cites_its_data(path: Path) -> None:
+    about = as_written(path).about
+    source = "Generated phantoms" if path.stem == "demo" else r"doi:10\.\d{4,}/\S+|https?://\S+"
+    assert re.search(source, about), about
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_the_page_of_recipes_lists_it(path: Path) -> None:
+    page = (FOLDER.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert f"(../configs/{path.name})" in page
 
 
 def test_the_demo_is_the_demo() -> None:
