@@ -104,10 +104,12 @@ class Data(Section):
 class Preprocess(Section):
     """What happens to every volume before the network. It is undone after it."""
 
-    mask: Literal["file", "nonzero", "otsu_plus", "otsu_largest", "mean_plus"] | None = Field(
+    mask: (
+        Literal["file", "nonzero", "not_corner", "otsu_plus", "otsu_largest", "mean_plus"] | None
+    ) = Field(
         None,
         description="region of interest: file (data.mask, which every case needs), or computed: "
-        "nonzero, otsu_plus, otsu_largest, mean_plus; null: data.mask where it is given",
+        "nonzero, not_corner, otsu_plus, otsu_largest, mean_plus; null: data.mask where it is given",
     )
     orientation: Annotated[str, Field(pattern=r"^[RLAPSI]{3}$")] | None = Field(
         "RAS", description="axis directions the network sees; null: as stored"

@@ -17,7 +17,7 @@ from medseg.errors import DataError
 from medseg.volumes.image import Array
 from medseg.volumes.load import LoadedCase
 
-Rule = Literal["file", "nonzero", "otsu_plus", "otsu_largest", "mean_plus"]
+Rule = Literal["file", "nonzero", "not_corner", "otsu_plus", "otsu_largest", "mean_plus"]
 _BINS = 256
 _DILATED = 2  # voxels, as NiftyNet dilates
 
@@ -55,13 +55,17 @@ def foreground(image: Array, rule: Rule) -> Array:
 
     Args:
         image: Finite values.
-        rule: "nonzero": whatever is not 0. "otsu_plus": above Otsu's threshold, dilated by two
-            voxels, holes filled (NiftyNet's, Gibson et al. 2018, doi:10.1016/j.cmpb.2018.01.025).
+        rule: "nonzero": whatever is not 0. "not_corner": whatever differs from the first voxel of
+            its channel, for stripped images whose background is not 0. "otsu_plus": above Otsu's
+            threshold, dilated by two voxels, holes filled (NiftyNet's, Gibson et al. 2018,
+            doi:10.1016/j.cmpb.2018.01.025).
             "otsu_largest": its largest part, e.g. a head without the table that it lies on.
             "mean_plus": as "otsu_plus", above the mean instead.
     """
     if rule == "nonzero":
         return np.asarray(np.not_equal(image, 0).any(axis=0))
+    if rule == "not_corner":
+        return np.asarray(np.not_equal(image, image[:, :1, :1, :1]).any(axis=0))
     threshold = _mean if rule == "mean_plus" else otsu
     found: Array = np.zeros(image.shape[1:], dtype=bool)
     for channel in image:

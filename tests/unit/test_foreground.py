@@ -15,7 +15,7 @@ from medseg.volumes.image import Image
 from medseg.volumes.load import LoadedCase
 from medseg.volumes.writer import new_header
 
-COMPUTED: list[Rule] = ["nonzero", "otsu_plus", "otsu_largest", "mean_plus"]
+COMPUTED: list[Rule] = ["nonzero", "not_corner", "otsu_plus", "otsu_largest", "mean_plus"]
 
 
 def case(image: np.ndarray, mask: Any = None) -> LoadedCase:
@@ -121,3 +121,11 @@ def test_whose_mask_it_is(two_groups: np.ndarray) -> None:
     np.testing.assert_array_equal(computed, foreground(two_groups[None], "otsu_plus"))
     with pytest.raises(DataError, match=r"head\.nii: .*preprocess\.mask: file.*set data\.mask"):
         with_mask(without, "file")
+
+
+def test_not_corner_finds_what_is_stripped_whatever_its_background() -> None:
+    image = np.stack([np.full((6, 7, 8), -3.5), np.full((6, 7, 8), 2.0)])
+    image[0, 2:4, 3, 5], image[1, 1, 1, 1] = 0, -1
+    found = foreground(image, "not_corner")
+    assert np.argwhere(found).tolist() == [[1, 1, 1], [2, 3, 5], [3, 3, 5]]
+    assert not foreground(np.full((2, 4, 4, 4), 7.0), "not_corner").any()
