@@ -109,7 +109,7 @@ class Preprocess(Section):
     ) = Field(
         None,
         description="region of interest: file (data.mask, which every case needs), or computed: "
-        "nonzero, not_corner, otsu_plus, otsu_largest, mean_plus; null: data.mask where it is given",
+        "nonzero, not_corner, otsu_plus, otsu_largest, mean_plus; null: data.mask if given",
     )
     orientation: Annotated[str, Field(pattern=r"^[RLAPSI]{3}$")] | None = Field(
         "RAS", description="axis directions the network sees; null: as stored"
