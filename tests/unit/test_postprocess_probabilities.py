@@ -80,8 +80,11 @@ def test_the_operating_point_takes_foreground_together_or_each_class_by_itself()
     assert run("operating_point", shares, threshold=0.35).labels.ravel().tolist() == [1, 1, 1]
     each = run("operating_point", shares, threshold=(0.4, 0.2)).labels
     assert each.ravel().tolist() == [2, 0, 2]  # 0.25 / 0.2, nothing, 0.4 / 0.2 above 0.5 / 0.4
+    beside = np.array([[0.1, 0.8, 0.1], [0.1, 0.1, 0.8]], np.float32).T[:, :, None, None]
     volumes = {"threshold": (0.4, 0.2), "min_mm3": 1.5 * 1.4}
-    assert not run("operating_point", shares, **volumes).labels.any()  # a component for each class
+    assert not run("operating_point", beside, **volumes).labels.any()  # a component for each class
+    volumes["threshold"] = 0.4
+    assert run("operating_point", beside, **volumes).labels.ravel().tolist() == [1, 2]
     together = {"threshold": 0.5, "min_mm3": 1.5 * 1.4}
     assert not run("operating_point", shares, **together).labels.any()
     assert run("operating_point", shares, threshold=0.35, min_mm3=1.5 * 1.4).labels.all()
