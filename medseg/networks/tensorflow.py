@@ -66,7 +66,7 @@ def read_checkpoint(index: Path) -> dict[str, npt.NDArray[Any]]:
             raise _BrokenError("is of a big-endian machine, which is not read")
     except _BrokenError as error:
         raise DataError(index, f"not a readable TensorFlow checkpoint: {error}") from error
-    tensors = {}
+    tensors: dict[str, npt.NDArray[Any]] = {}
     for shard in sorted({entry.shard for entry in entries.values()}):
         path = index.with_name(f"{index.stem}.data-{shard:05d}-of-{shards:05d}")
         here = {name: entry for name, entry in entries.items() if entry.shard == shard}
@@ -102,7 +102,9 @@ def _index(path: Path) -> tuple[Proto, dict[str, _Entry]]:
     return header, entries
 
 
-def _shard(path: Path, index: Path, entries: dict[str, _Entry]) -> Iterator[tuple[str, Any]]:
+def _shard(
+    path: Path, index: Path, entries: dict[str, _Entry]
+) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """The tensors of one data file."""
     try:
         with path.open("rb") as file:

@@ -8,25 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from medseg.errors import ConfigError
 from medseg.networks.blocks import ONE, THREE, Triple
 from medseg.networks.stages import check_positive, per_stage
 from medseg.registry import NETWORKS
-from medseg_plugins.deepmedic_blocks import (
-    Edges,
-    Layer,
-    Residuals,
-    Sampling,
-    pad_edges,
-    repeat,
-    repeated_kernel,
-    sample,
-)
+from medseg_plugins.deepmedic_blocks import Layer, Residuals, Sampling, sample
 from medseg_plugins.deepmedic_import import described, state
+from medseg_plugins.deepmedic_joint import Edges, Join, Joint
 
 _LONGEST_JOIN = 3  # of a kernel over all pathways' maps
 
@@ -86,14 +76,14 @@ class DeepMedic(nn.Module):
         check_positive("widths", *widths)
         check_positive("hidden", *hidden)
         shapes = _odd("kernels", per_stage("kernels", kernels, [THREE] * len(widths)))
-        (join,) = _odd("hidden_kernel", [hidden_kernel])
-        if max(join) > _LONGEST_JOIN:
-            raise ConfigError(f"hidden_kernel must be 1 or 3 long, got {join}", ("hidden_kernel",))
+        _odd("hidden_kernel", [hidden_kernel])
+        if max(hidden_kernel) > _LONGEST_JOIN:
+            raise ConfigError(
+                f"hidden_kernel must be 1 or 3 long, got {hidden_kernel}", ("hidden_kernel",)
+            )
         self.factors = _checked_factors(factors)
-        self.edges, self.sampling = edges, sampling
+        self.sampling = sampling
         self.reach = _triple(sum(shape[axis] // 2 for shape in shapes) for axis in range(3))
-        self.rim = _triple(length // 2 for length in join)
-        self.margin = _triple(self._margin(axis) for axis in range(3))
         paths = _widths_of_paths(len(factors), widths, coarse_widths)
         self.pathways = nn.ModuleList(
             Residuals(
@@ -114,14 +104,20 @@ class DeepMedic(nn.Module):
                 f"got {dropout}",
                 ("dropout",),
             )
+        join = Join(
+            [path[-1] for path in paths], ends[1], hidden_kernel, factors=self.factors,
+            edges=edges, dropout=dropout[0], bias=not hidden,
+        )  # fmt: skip
+        self.seen = join.seen
         last = len(hidden)
-        self.joint = Residuals(
-            [
-                Layer(ends[n], ends[n + 1], ONE if n else join, dropout=rate, bias=n == last)
-                for n, rate in enumerate(dropout)
-            ],
-            _checked_residual("hidden_residual", hidden_residual, last),
+        layers = [
+            Layer(ends[n], ends[n + 1], ONE, dropout=dropout[n], bias=n == last)
+            for n in range(1, last + 1)
+        ]
+        self.joint = Joint(
+            join, layers, _checked_residual("hidden_residual", hidden_residual, last)
         )
+        self.margin = _triple(self._margin(axis) for axis in range(3))
 
     @classmethod
     def described(cls, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -142,9 +138,8 @@ class DeepMedic(nn.Module):
 
     def _margin(self, axis: int) -> int:
         """Voxels that the pathways see beyond the patch on both sides of an axis."""
-        more = self.rim[axis] if self.edges == "context" else 0
         return max(
-            (self.reach[axis] + more) * factor[axis]
+            (self.reach[axis] + self.seen[axis]) * factor[axis]
             + (factor[axis] - 1 if self.sampling == "mean" else 0)
             for factor in self.factors
         )
@@ -165,82 +160,17 @@ class DeepMedic(nn.Module):
             pathway(self._sampled(x, factor, size))
             for pathway, factor in zip(self.pathways, self.factors, strict=True)
         ]
-        first = self.joint.layers[0]
-        if self.training or not self._blocks_fit(size):
-            entered = self._fine(maps, size)
-            out = first.conv(self._edged(first.before(entered)))
-        else:
-            entered = self._fine(maps, size) if 2 in self.joint.residual else maps[0]
-            out = self._joined(maps, size)
-        return self.joint.after(out, [entered])
+        return self.joint(maps, size)  # type: ignore[no-any-return]
 
     def _sampled(self, x: Tensor, factor: Triple, size: Triple) -> Tensor:
         """What a pathway sees of the image."""
         first, count = [], []
         for n, step, reach, seen, margin in zip(
-            size, factor, self.reach, self._seen, self.margin, strict=True
+            size, factor, self.reach, self.seen, self.margin, strict=True
         ):
             first.append(margin - (reach + seen) * step)
             count.append((n - 1 + seen) // step + 1 + seen + 2 * reach)
         return sample(x, factor, _triple(first), _triple(count), self.sampling)
-
-    def _fine(self, maps: Sequence[Tensor], size: Triple) -> Tensor:
-        """All pathways' maps in one tensor, of the patch's voxels and those seen beyond it."""
-        seen = self._seen
-        whole = _triple(n + 2 * more for n, more in zip(size, seen, strict=True))
-        firsts = [
-            _triple((step - 1) * more for step, more in zip(factor, seen, strict=True))
-            for factor in self.factors
-        ]
-        parts = zip(maps, self.factors, firsts, strict=True)
-        return torch.cat([repeat(x, factor, first, whole) for x, factor, first in parts], 1)
-
-    def _blocks_fit(self, size: Triple) -> bool:
-        """Whether what is mirrored at the patch's edges always lies in the edge's own block."""
-        return self.edges == "context" or not any(
-            step > 1 and rim and n % step == 1
-            for factor in self.factors
-            for n, step, rim in zip(size, factor, self.rim, strict=True)
-        )
-
-    def _joined(self, maps: Sequence[Tensor], size: Triple) -> Tensor:
-        """What the first joint layer's convolution gives, from coarse maps as they are.
-
-        A convolution over several maps is the sum of one over each; norm and PReLU do the same to
-        all voxels of a block. So only the finest maps take work at every voxel.
-        """
-        layer = self.joint.layers[0]
-        out: Tensor | None = None
-        start = 0
-        for x, factor in zip(maps, self.factors, strict=True):
-            channels = slice(start, start + x.shape[1])
-            start += x.shape[1]
-            ready, kernel = layer.part_before(x, channels), layer.conv.weight[:, channels]
-            if factor == ONE:
-                part = functional.conv3d(self._edged(ready), kernel)
-            else:
-                part = self._coarse_part(ready, kernel, factor, size)
-            out = part if out is None else out.add_(part)
-        assert out is not None
-        return out if layer.conv.bias is None else out.add_(layer.conv.bias.view(-1, 1, 1, 1))
-
-    def _coarse_part(self, x: Tensor, kernel: Tensor, factor: Triple, size: Triple) -> Tensor:
-        """Coarse maps repeated and convolved, in one step and without repeating them."""
-        pads = [int(more) for seen in self._seen[::-1] for more in (seen == 0, 1)]
-        x = functional.pad(x, pads, mode="replicate")
-        fine = functional.conv_transpose3d(x, repeated_kernel(kernel, factor), stride=factor)
-        for axis, (step, rim, n) in enumerate(zip(factor, self.rim, size, strict=True), 2):
-            fine = fine.narrow(axis, step + rim, n)
-        return fine
-
-    def _edged(self, x: Tensor) -> Tensor:
-        """The finest maps with what the first joint kernel sees beyond the patch."""
-        return pad_edges(x, self.rim) if self.edges == "reflect" else x
-
-    @property
-    def _seen(self) -> Triple:
-        """How many voxels beyond the patch there are maps of."""
-        return self.rim if self.edges == "context" else (0, 0, 0)
 
 
 def _triple(numbers: Iterable[int]) -> Triple:

@@ -1,4 +1,4 @@
-"""DeepMedic's own checkpoints (github.com/deepmedic/deepmedic, 0.8.4): their names and their numbers.
+"""Checkpoints of DeepMedic itself (github.com/deepmedic/deepmedic, 0.8.4): names and numbers.
 
 In a checkpoint, kernels are `W`, `W_1`, ... in the order in which layers were made: pathway after
 pathway, then the joint layers. So are the norms (`gBn`, `bBn` and their statistics), the PReLUs
@@ -36,11 +36,11 @@ def parts(tensors: Mapping[str, Tensor]) -> Parts | None:
         if match is None:
             continue
         kind, number = match[1], int(match[2] or 0)
-        if kind in _ROLLING:
-            kind, tensor = _ROLLING[kind], tensor.double().mean(0).float()
-        if number in found.setdefault(kind, {}):
+        value = tensor.double().mean(0).float() if kind in _ROLLING else tensor
+        here = found.setdefault(_ROLLING.get(kind, kind), {})
+        if number in here:
             raise ValueError(f"holds two tensors that could be {kind}_{number}")
-        found[kind][number] = tensor
+        here[number] = value
     kinds = ("W", "gBn", "bBn", "aPrelu", "muBn", "varBn")
     if any(kind not in found for kind in kinds[:2]):
         return None
@@ -132,7 +132,7 @@ def state(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor
     if have != want:
         raise ValueError(
             f"has {have[0]} kernels, {have[1]} norms and {have[2]} biases, the network "
-            f"{want[0]}, {want[1]} and {want[2]}: set factors, widths and hidden to those of the file"
+            f"{want[0]}, {want[1]} and {want[2]}: set factors, widths, hidden to those of the file"
         )
     queues = {kind: iter(items) for kind, items in found.items()}
     weights = {}
