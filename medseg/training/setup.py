@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -131,6 +132,8 @@ def set_up(
     region = partial(foreground.with_mask, rule=config.preprocess.mask)
     report = check_cases(dataset, need_labels=True, train=ids.train, progress=tick, region=region)
     report.raise_problems()
+    for note in report.notes:
+        warnings.warn(note, stacklevel=2)
     spacing = _spacing(config, report, ids)
     return Setup(config, dataset, ids, report, spacing, network, loss, tuning, pretrained)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -48,10 +48,12 @@ class CheckReport:
     Args:
         cases: One report each, in the dataset's order.
         problems: What is wrong with the set as a whole.
+        notes: What is odd about it, but accepted.
     """
 
     cases: tuple[CaseReport, ...]
     problems: tuple[DataError, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def raise_problems(self) -> None:
         """Raise everything that is wrong.
@@ -91,8 +93,13 @@ def check_cases(
             reports.append(report)
             if progress is not None:
                 progress()
-    problems = _absent(dataset, reports, train) if need_labels else []
-    return CheckReport(tuple(reports), tuple(problems))
+    training = [report for report in reports if train is None or report.id in train]
+    if not need_labels or any(not report.voxels for report in training):
+        return CheckReport(tuple(reports))  # what occurs is unknown while some cannot be read
+    problems = tuple(_absent(dataset, training))
+    return CheckReport(
+        tuple(reports), problems, () if problems else tuple(_idle(dataset, training))
+    )
 
 
 def _check(
@@ -146,20 +153,29 @@ def _outside(case: Case, loaded: LoadedCase) -> tuple[str, ...]:
     return (f"{case.label}: {outside} labelled voxels lie outside {where}",) if outside else ()
 
 
-def _absent(
-    dataset: Dataset, reports: list[CaseReport], train: Collection[str] | None
-) -> list[DataError]:
-    """Classes of which no training case has a voxel; unknown while some cannot be read."""
-    training = [report for report in reports if train is None or report.id in train]
-    if any(not report.voxels for report in training):
-        return []
-    present = {value for report in training for value in report.voxels}
-    return [
-        DataError(
-            dataset.source,
-            f"class {name!r} (label {', '.join(map(str, values))}) occurs in none of the "
-            f"{len(training)} training cases: correct data.classes or the split",
-        )
-        for name, values in dataset.labels.classes.items()
-        if not present & set(values)
-    ]
+def _absent(dataset: Dataset, training: Sequence[CaseReport]) -> Iterator[DataError]:
+    """Classes of which no training case has a voxel."""
+    present = _values(training)
+    for name, values in dataset.labels.classes.items():
+        if not present & set(values):
+            yield DataError(
+                dataset.source,
+                f"class {name!r} (label {', '.join(map(str, values))}) occurs in none of the "
+                f"{len(training)} training cases: correct data.classes or the split",
+            )
+
+
+def _idle(dataset: Dataset, training: Sequence[CaseReport]) -> Iterator[str]:
+    """Label values of regions that no training case has: nothing could be learnt of them."""
+    present = _values(training)
+    for value in dataset.labels.values:
+        if value not in present:
+            regions = [name for name, values in dataset.labels.classes.items() if value in values]
+            yield (
+                f"{dataset.source}: label {value} of {', '.join(regions)} occurs in none of the "
+                f"{len(training)} training cases: if it is a slip, correct data.classes"
+            )
+
+
+def _values(training: Sequence[CaseReport]) -> set[int]:
+    return {value for report in training for value in report.voxels}

@@ -233,6 +233,18 @@ def test_a_class_that_no_training_case_has(tmp_path):
     )
 
 
+def test_a_region_that_names_a_label_which_no_training_case_has(tmp_path):
+    """It may be a slip or a rare label: trained all the same, and said."""
+    data = good_folder(tmp_path, classes={"lesion": (1, 7), "core": 1})
+    report = check(data)
+    report.raise_problems()
+    assert report.notes == (
+        f"{tmp_path}: label 7 of lesion occurs in none of the 3 training cases: if it is a slip, "
+        "correct data.classes",
+    )
+    assert check(good_folder(tmp_path)).notes == ()
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_label_of_one_value(tmp_path):
     data = good_folder(tmp_path)
