@@ -7,13 +7,15 @@ never done in full: see `Join`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medseg.networks.blocks import ONE, Triple
+from medseg.networks.blocks import Triple
 from medseg_plugins.deepmedic_blocks import Layer, add_centre
 
 Edges = Literal["reflect", "context"]
@@ -51,9 +53,9 @@ class Join(Layer):
 
     In training, coarse maps are repeated and all put together. In evaluation they stay as they are:
     a convolution over several maps is the sum of one over each, norm and PReLU do the same to all
-    voxels of a block, and repeating and convolving is one transposed convolution, which multiplies
-    each coarse voxel once where a block would be multiplied voxel by voxel. The results are equal
-    but for rounding.
+    voxels of a block, and most voxels of a block see nothing but their block, which then is
+    multiplied once. The results are equal but for rounding. (Where blocks do not fill the patch,
+    evaluation goes the way of training.)
 
     Args:
         widths: Channels of each pathway's maps.
@@ -91,27 +93,29 @@ class Join(Layer):
                 behind it in which `seen` voxels lie.
             size: Voxels of the patch.
         """
-        if self.training or not self._blocks_fit(size):
+        if self.training or not self._is_filled(size):
             x = self.before(self._fine(maps, size))
             return self.conv(self._edged(x))  # type: ignore[no-any-return]
         out: Tensor | None = None
         for x, factor, channels in zip(maps, self.factors, self._channels(), strict=True):
             ready, kernel = self._part_before(x, channels), self.conv.weight[:, channels]
-            if factor == ONE:
-                part = functional.conv3d(self._edged(ready), kernel)
+            if out is None:  # the finest maps come first
+                out = functional.conv3d(self._edged(ready), kernel, self.conv.bias)
             else:
-                part = self._coarse_part(ready, kernel, factor, size)
-            out = part if out is None else out.add_(part)
-        assert out is not None
-        return out if self.conv.bias is None else out.add_(self.conv.bias.view(-1, 1, 1, 1))
+                self._add_coarse(out, ready, kernel, factor)
+        return cast(Tensor, out)
 
     def add(self, x: Tensor, maps: Sequence[Tensor], size: Triple) -> Tensor:
         """X plus the maps at the fine resolution, in as many channels as both have."""
-        if self.training:
+        if self.training or not self._is_filled(size):
             return add_centre(x, self._fine(maps, size))
-        for part, factor, channels in zip(maps, self.factors, self._channels(), strict=True):
+        for whole, factor, channels in zip(maps, self.factors, self._channels(), strict=True):
             mine = x[:, channels]
-            _add_blocks(mine, part[:, : mine.shape[1]], factor, self.seen)
+            part = whole[:, : mine.shape[1]]
+            for axis, (n, step, seen) in enumerate(zip(size, factor, self.seen, strict=True), 2):
+                part = part.narrow(axis, seen, n // step)
+            blocks = _in_blocks(mine, factor)
+            blocks += part[:, :, :, None, :, None, :, None]
         return x
 
     def _channels(self) -> Iterator[slice]:
@@ -133,13 +137,9 @@ class Join(Layer):
         """Fine maps with what the kernel sees beyond the patch."""
         return mirrored(x, self.rim) if self.edges == "reflect" else x
 
-    def _blocks_fit(self, size: Triple) -> bool:
-        """Whether what is mirrored at the patch's edges always lies in the edge's own block."""
-        return self.edges == "context" or not any(
-            step > 1 and rim and n % step == 1
-            for factor in self.factors
-            for n, step, rim in zip(size, factor, self.rim, strict=True)
-        )
+    def _is_filled(self, size: Triple) -> bool:
+        """Whether whole blocks make up the patch."""
+        return not any(n % step for f in self.factors for n, step in zip(size, f, strict=True))
 
     def _part_before(self, x: Tensor, channels: slice) -> Tensor:
         """`before` of some of the channels, in evaluation."""
@@ -151,41 +151,68 @@ class Join(Layer):
         )  # fmt: skip
         return functional.prelu(x, slope[channels])
 
-    def _coarse_part(self, x: Tensor, kernel: Tensor, factor: Triple, size: Triple) -> Tensor:
-        """Coarse maps repeated and convolved, in one step."""
-        pads = [more for seen in self.seen[::-1] for more in (1 - seen, 1)]
-        x = functional.pad(x, pads, mode="replicate")
-        fine = functional.conv_transpose3d(x, repeating(kernel, factor), stride=factor)
-        for axis, (step, rim, n) in enumerate(zip(factor, self.rim, size, strict=True), 2):
-            fine = fine.narrow(axis, step + rim, n)
-        return fine
+    def _add_coarse(self, out: Tensor, x: Tensor, kernel: Tensor, factor: Triple) -> None:
+        """Add what the kernel makes of coarse maps that are repeated to blocks.
+
+        Voxels of a block that see the same blocks get the same number: along an axis these are the
+        first, those between and the last. Each kind is one convolution of the coarse maps.
+        """
+        if self.edges == "reflect":
+            x = mirrored(x, _triple(r * (f == 1) for r, f in zip(self.rim, factor, strict=True)))
+            pads = [r * (f > 1) for r, f in zip(self.rim, factor, strict=True) for _ in (0, 1)]
+            x = functional.pad(x, pads[::-1], mode="replicate")
+        blocks = _in_blocks(out, factor)
+        per_axis = [_kinds(f, r) for f, r in zip(factor, self.rim, strict=True)]
+        for kinds in product(*per_axis):
+            seen, part = x, kernel
+            for axis, kind in enumerate(kinds, 2):
+                part = kind.collapsed(part, axis)
+                length = blocks.shape[2 * axis - 2] + part.shape[axis] - 1
+                seen = seen.narrow(axis, kind.start, length)
+            i, j, k = (kind.places for kind in kinds)
+            value = functional.conv3d(seen, part)
+            blocks[:, :, :, i, :, j, :, k] += value[:, :, :, None, :, None, :, None]
 
 
-def repeating(kernel: Tensor, factor: Triple) -> Tensor:
-    """The kernel of a transposed convolution that repeats by `factor`, then convolves.
+@dataclass(frozen=True)
+class _Kind:
+    """Voxels of a block, along one axis, that see the same blocks.
 
     Args:
-        kernel: (out, in, i, j, k) of the convolution.
-        factor: (I, J, K) of the repetition, which becomes the stride.
-
-    Returns:
-        (in, out, I + i - 1, J + j - 1, K + k - 1): each number is the sum of those of the kernel
-        that see the same block.
+        places: Which of the block's voxels.
+        start: The first block that they see; 0 is the one before, if the kernel is 3 long.
+        taps: For each block that they see, the kernel's taps that fall into it.
     """
-    kernel = kernel.transpose(0, 1)
-    for axis, step in enumerate(factor, 2):
-        length = kernel.shape[axis]
-        shifts = [
-            functional.pad(
-                kernel.select(axis, length - 1 - tap).unsqueeze(axis).expand(
-                    *kernel.shape[:axis], step, *kernel.shape[axis + 1 :]
-                ),
-                [0, 0] * (4 - axis) + [tap, length - 1 - tap],
-            )
-            for tap in range(length)
-        ]  # fmt: skip
-        kernel = torch.stack(shifts).sum(0)
-    return kernel
+
+    places: slice
+    start: int
+    taps: tuple[slice, ...]
+
+    def collapsed(self, kernel: Tensor, axis: int) -> Tensor:
+        """The kernel with the taps of a block added up."""
+        if all(tap.stop - tap.start == 1 for tap in self.taps):
+            return kernel
+        sums = [kernel.narrow(axis, tap.start, tap.stop - tap.start).sum(axis) for tap in self.taps]
+        return torch.stack(sums, axis)
+
+
+def _kinds(step: int, rim: int) -> list[_Kind]:
+    """The kinds of voxels along an axis, for a kernel that is 1 (rim 0) or 3 long (rim 1)."""
+    if rim == 0:
+        return [_Kind(slice(0, step), 0, (slice(0, 1),))]
+    if step == 1:
+        return [_Kind(slice(0, 1), 0, (slice(0, 1), slice(1, 2), slice(2, 3)))]
+    first = _Kind(slice(0, 1), 0, (slice(0, 1), slice(1, 3)))
+    last = _Kind(slice(step - 1, step), 1, (slice(0, 2), slice(2, 3)))
+    between = [_Kind(slice(1, step - 1), 1, (slice(0, 3),))] if step > 2 else []
+    return [first, *between, last]
+
+
+def _in_blocks(x: Tensor, factor: Triple) -> Tensor:
+    """(N, C, I, J, K) seen as (N, C, I / i, i, J / j, j, K / k, k)."""
+    for axis in (4, 3, 2):
+        x = x.unflatten(axis, (-1, factor[axis - 2]))
+    return x
 
 
 def repeated(x: Tensor, factor: Triple, first: Triple, size: Triple) -> Tensor:
@@ -193,19 +220,6 @@ def repeated(x: Tensor, factor: Triple, first: Triple, size: Triple) -> Tensor:
     for axis, (step, start, n) in enumerate(zip(factor, first, size, strict=True), 2):
         x = (x.repeat_interleave(step, axis) if step > 1 else x).narrow(axis, start, n)
     return x
-
-
-def _add_blocks(x: Tensor, part: Tensor, factor: Triple, seen: Triple) -> None:
-    """Add coarse maps to fine ones in place, each voxel to its block."""
-    size = _triple(x.shape[2:])
-    if any(n % step for n, step in zip(size, factor, strict=True)):
-        x += repeated(part, factor, _triple(f * s for f, s in zip(factor, seen, strict=True)), size)
-        return
-    for axis in (4, 3, 2):  # each becomes two, of blocks and within a block
-        step, before = factor[axis - 2], seen[axis - 2]
-        part = part.narrow(axis, before, x.shape[axis] // step).unsqueeze(axis + 1)
-        x = x.unflatten(axis, (-1, step))
-    x += part
 
 
 def mirrored(x: Tensor, widths: Triple) -> Tensor:
