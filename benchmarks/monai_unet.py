@@ -3,7 +3,8 @@
     python benchmarks/monai_unet.py job.json
 
 job.json: {"train": [{"image", "label"}], "validation": [{"id", "image", "label"}], "classes",
-"patch", "range" (null: zero mean, unit variance), "seconds", "seed", "output"}. Writes a mask
+"patch", "range" (null: zero mean, unit variance), "seconds", "seed", "output", and for images that
+are lists of files, one a channel, "channels", of stripped brains with "crop": true}. Writes a mask
 `ID.nii.gz` for each validation case into `output`. What it does is what MONAI's own spleen and
 BraTS tutorials do: a cached data set, class-balanced crops, flips and intensity changes, fp32.
 """
@@ -24,6 +25,7 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
 from monai.transforms import (
     Compose,
+    CropForegroundd,
     EnsureChannelFirstd,
     LoadImaged,
     NormalizeIntensityd,
@@ -46,12 +48,14 @@ def main(job: dict) -> None:
     scale = (
         ScaleIntensityRanged("image", *job["range"], 0, 1, clip=True)
         if job["range"]
-        else NormalizeIntensityd("image")
+        else NormalizeIntensityd("image", channel_wise=True)
     )
+    crop = [CropForegroundd(keys, "image", select_fn=lambda x: x > x.min(), allow_smaller=True)]
     load = [
         LoadImaged(keys, image_only=True),
         EnsureChannelFirstd(keys),
         Orientationd(keys, "RAS", labels=None),
+        *(crop if job.get("crop") else []),
         scale,
     ]
     vary = [
@@ -63,7 +67,10 @@ def main(job: dict) -> None:
     ]
     data = CacheDataset(job["train"], Compose(load + vary), num_workers=0, progress=False)
     loader = DataLoader(data, batch_size=1, shuffle=True)  # a batch is the 2 crops of a case
-    network = UNet(3, 1, job["classes"], (16, 32, 64, 128, 256), (2, 2, 2, 2), num_res_units=2)
+    channels = job.get("channels", 1)
+    network = UNet(
+        3, channels, job["classes"], (16, 32, 64, 128, 256), (2, 2, 2, 2), num_res_units=2
+    )
     loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
     optimiser = torch.optim.Adam(network.parameters(), 1e-3)
     steps = 0
@@ -94,7 +101,7 @@ def main(job: dict) -> None:
             Path(job["output"]) / f"{case['id']}.nii.gz",
             labels,
             image.affine.numpy(),
-            case["image"],
+            case["image"] if channels == 1 else case["image"][0],
         )
 
 
