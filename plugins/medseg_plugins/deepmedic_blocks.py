@@ -62,11 +62,22 @@ class Layer(nn.Module):
         """What the convolution sees, of the input's shape."""
         if self.raw:
             return self.dropout(x + self.bias.view(-1, 1, 1, 1))  # type: ignore[no-any-return]
-        return self.dropout(self.activation(self.norm(x)))  # type: ignore[no-any-return]
+        return self.dropout(rectified(self.norm(x), self.activation.weight))  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, width_in, I, J, K) to (N, width, I - i + 1, ...) for a kernel (i, j, k)."""
         return self.conv(self.before(x))  # type: ignore[no-any-return]
+
+
+def rectified(x: Tensor, slope: Tensor) -> Tensor:
+    """PReLU of what nothing else reads: in prediction it may be changed in place.
+
+    For bfloat16 on a CPU, Torch's own takes four times as long as these steps.
+    """
+    if torch.is_grad_enabled() or x.dtype != torch.bfloat16:
+        return functional.prelu(x, slope.to(x.dtype))
+    below = x.clamp_max(0).mul_(slope.to(x.dtype).view(-1, 1, 1, 1))
+    return x.clamp_min_(0).add_(below)
 
 
 class Residuals(nn.Module):

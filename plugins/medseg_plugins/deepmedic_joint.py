@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medseg.networks.blocks import Triple
-from medseg_plugins.deepmedic_blocks import Layer, add_centre
+from medseg_plugins.deepmedic_blocks import Layer, add_centre, rectified
 
 Edges = Literal["reflect", "context"]
 
@@ -149,7 +149,7 @@ class Join(Layer):
             x, mean[channels], variance[channels], norm.weight[channels], norm.bias[channels],
             eps=norm.eps,
         )  # fmt: skip
-        return functional.prelu(x, slope[channels])
+        return rectified(x, slope[channels])
 
     def _add_coarse(self, out: Tensor, x: Tensor, kernel: Tensor, factor: Triple) -> None:
         """Add what the kernel makes of coarse maps that are repeated to blocks.
