@@ -102,11 +102,10 @@ def components() -> str:
                 lines += textwrap.wrap(told, _TERMINAL, subsequent_indent="      ")
                 continue
             lines.append(f"  {name}  {_source(registry.get(name))}")
-            lines += [
-                f"    {_LITERAL.sub(_choices, str(parameter))}".replace("typing.", "")
-                for parameter in registry.signature(name).parameters.values()
-                if parameter.name not in registry.supplies
-            ]
+            for parameter in registry.signature(name).parameters.values():
+                if parameter.name not in registry.supplies:
+                    told = f"    {_LITERAL.sub(_choices, str(parameter))}".replace("typing.", "")
+                    lines += textwrap.wrap(told, _TERMINAL, subsequent_indent=" " * 8)
     return "\n".join(lines)
 
 

@@ -42,7 +42,7 @@ seed: -1
 plugins: [mine.py, gone.py]
                    ^ plugins[1]: plugin FOLDER/gone.py: no such file
 infrence: {}
-^ infrence: unknown key 'infrence'; did you mean 'inference'? (known: augment, data,
+^ infrence: unknown key 'infrence'; did you mean 'inference'? (known: about, augment,
 data:
   layout: nnunetraw
           ^ data.layout: should be 'folder', 'csv', 'msd' or 'nnunet', got 'nnunetraw'
