@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import medseg_plugins  # noqa: F401
 from medseg import api
 from medseg.errors import ConfigError, DataError
 from medseg.networks.tensorflow import read_checkpoint
@@ -200,7 +201,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
         "do not follow one another",
     ),
     "a norm of another width": (
-        lambda w: w.update({"net/gBn_1": np.ones(99, np.float32)}), "is (99,)"
+        lambda w: w.update({"net/gBn_1": np.ones(99, np.float32)}), "norm.weight would start anew"
     ),
     "not finite": (lambda w: w.update({"net/b": np.full(2, np.nan, np.float32)}), "NaN"),
 }  # fmt: skip
