@@ -70,6 +70,11 @@ def import_network(
     network = build_network(model, len(channels), len(labels.values) + 1, config.seed)
     report = load_pretrained(network, model, channels)
     assert report is not None
+    anew = [row for row in report.rows if row.name and row.status in ("missing", "left out")]
+    if anew:  # as training may start a head of another class count
+        raise DataError(
+            path, f"{anew[0].name} would start anew: {anew[0].reason}; a model must be whole"
+        )
     checkpoint = Checkpoint(config, channels, labels, None, network.state_dict(), source=path)
     return checkpoint, replace(report, notes=(*report.notes, *notes))
 

@@ -126,7 +126,7 @@ def state(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor
         f"{place}.layers.{n}": layer
         for place, module in network.named_modules()
         if hasattr(module, "residual") and place
-        for n, layer in enumerate(module.layers)  # type: ignore[arg-type]
+        for n, layer in enumerate(module.layers)
     }
     have, want = (len(found["W"]), len(found["gBn"]), len(found["b"])), _counts(layers)
     if have != want:

@@ -38,7 +38,7 @@ class Joint(nn.Module):
     def forward(self, maps: Sequence[Tensor], size: Triple) -> Tensor:
         """Map the pathways' maps to (N, width of the last layer, *size)."""
         join = cast(Join, self.layers[0])
-        x = join(maps, size)
+        x: Tensor = join(maps, size)
         inputs: list[Tensor] = []
         for number, layer in enumerate(self.layers[1:], 2):
             inputs.append(x)
@@ -211,7 +211,7 @@ def _kinds(step: int, rim: int) -> list[_Kind]:
 def _in_blocks(x: Tensor, factor: Triple) -> Tensor:
     """(N, C, I, J, K) seen as (N, C, I / i, i, J / j, j, K / k, k)."""
     for axis in (4, 3, 2):
-        x = x.unflatten(axis, (-1, factor[axis - 2]))
+        x = x.unflatten(axis, (-1, factor[axis - 2]))  # type: ignore[no-untyped-call]
     return x
 
 
