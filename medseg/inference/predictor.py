@@ -14,6 +14,7 @@ import torch
 from medseg.config.data import Missing
 from medseg.config.schema import Config
 from medseg.errors import ConfigError, DataError
+from medseg.inference.inputs import in_memory, needs_mask, with_region
 from medseg.inference.steps import Crf, steps
 from medseg.inference.window import autocast, check_patch, predict_volume
 from medseg.networks.assembly import build_network
@@ -22,10 +23,9 @@ from medseg.postprocess.prediction import Prediction, needs_probabilities
 from medseg.transforms.fitted import Fitted
 from medseg.transforms.preprocess import Prepared, Preprocessor
 from medseg.volumes.dataset import Case, Dataset, Labels, Policy
-from medseg.volumes.image import Affine, Array, Image
+from medseg.volumes.image import Array
 from medseg.volumes.layouts import files
 from medseg.volumes.load import LoadedCase, load_case
-from medseg.volumes.writer import new_header
 
 
 class Predictor:
@@ -97,13 +97,15 @@ class Predictor:
         checkpoint = load(model_file(run), plugins, overrides)
         return cls(checkpoint, pick_device(device), crf=crf, missing=missing)
 
-    def predict(self, volume: Any, *, probabilities: bool = False) -> Prediction:
+    def predict(self, volume: Any, *, mask: Any = None, probabilities: bool = False) -> Prediction:
         """Predict one volume.
 
         Args:
             volume: A path (or a list of them, one a channel, None for one that is missing), a
                 nibabel image, or a tuple of an array (I, J, K) or (C, I, J, K) and its (4, 4)
                 affine in mm.
+            mask: The region of interest: a path, or an array (I, J, K); for a model that was
+                trained with masks from files.
             probabilities: Whether to keep the class probabilities.
 
         Returns:
@@ -113,7 +115,8 @@ class Predictor:
         Raises:
             DataError: The volume cannot be read or has the wrong number of channels.
         """
-        return self.predict_case(self._loaded(volume), probabilities=probabilities)
+        case = with_region(self._loaded(volume), mask)
+        return self.predict_case(case, probabilities=probabilities)
 
     def predict_case(self, case: LoadedCase, *, probabilities: bool = False) -> Prediction:
         """Predict a case that has been loaded."""
@@ -132,13 +135,14 @@ class Predictor:
                 f"{len(case.image)} channels, the model takes {len(self.checkpoint.channels)}: "
                 + ", ".join(self.checkpoint.channels),
             )
-        prepared = self._preprocess(case)
-        if self.config.inference.roi and prepared.mask is None:
+        if case.mask is None and needs_mask(self.config):
             raise DataError(
                 case.reference.path,
-                "no mask is given with it, and this model predicts inside a region of interest: "
-                "give the mask as in training, or inference.roi=false",
+                "no mask is given with it, and this model was trained with masks: give one as in "
+                "training (a folder named so, a .csv with a column for it, or mask= in Python), or "
+                "preprocess.mask=otsu_plus or another rule to have it computed",
             )
+        prepared = self._preprocess(case)
         shares = prepared.route.back(self.probabilities(prepared))
         if self.config.inference.roi:
             assert prepared.region is not None
@@ -157,7 +161,7 @@ class Predictor:
         image = torch.from_numpy(prepared.image).to(self.device)
         settings, roi = self.config.numbered.inference, None
         if settings.roi:
-            assert prepared.mask is not None  # `raw` has refused a case without
+            assert prepared.mask is not None  # the config has a source, and `raw` refused to go on
             roi = torch.from_numpy(prepared.mask).to(self.device)
         result = predict_volume(
             self.network, image, settings, self.config.train.patch, self.divisor,
@@ -196,16 +200,7 @@ class Predictor:
             source = next((path for path in paths if path is not None), Path("volume"))
             channels = files.channels_of(paths, self.config.data, source)
             return self.load_case(Case(files.stem(source), channels))
-        if hasattr(volume, "affine"):
-            return _in_memory(_channels_first(volume.get_fdata()), volume.affine)
-        if not (isinstance(volume, tuple) and len(volume) == 2):
-            raise DataError(
-                "volume",
-                f"a path, a list of paths, a nibabel image or (array, affine) expected, "
-                f"got {type(volume).__name__}",
-            )
-        array, affine = volume
-        return _in_memory(np.asarray(array), np.asarray(affine, dtype=np.float64))
+        return in_memory(volume)
 
 
 def _offsets(checkpoint: Checkpoint) -> torch.Tensor | None:
@@ -223,33 +218,14 @@ def _offsets(checkpoint: Checkpoint) -> torch.Tensor | None:
             "were in training; set it to 0, or use the postprocessor prior_correction",
             ("inference", "prior_correction"),
         )
+    if checkpoint.priors.roi != checkpoint.config.inference.roi:
+        counted = "regions of interest" if checkpoint.priors.roi else "whole volumes"
+        raise ConfigError(
+            f"inference.prior_correction: {checkpoint.source} knows how common its classes are in "
+            f"{counted}; leave inference.roi as it was trained, or set prior_correction to 0",
+            ("inference", "prior_correction"),
+        )
     return torch.tensor(checkpoint.priors.offsets(strength))
-
-
-def _in_memory(array: Array, affine: Affine) -> LoadedCase:
-    """A case from an array (I, J, K) or (C, I, J, K).
-
-    Raises:
-        DataError: It has another number of axes, or values that are not finite; or the affine is
-            not (4, 4) or singular.
-    """
-    array = array[None] if array.ndim == 3 else array
-    image = np.ascontiguousarray(array, dtype=np.float32)
-    if image.ndim != 4 or not image.size or not np.isfinite(image).all():
-        raise DataError(
-            "array", f"(I, J, K) or (C, I, J, K) of finite values expected, got {array.shape}"
-        )
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.linalg.det(affine):
-        raise DataError(
-            "array", f"a finite, invertible (4, 4) affine expected, got {affine.tolist()}"
-        )
-    i, j, k = image.shape[1:]
-    reference = Image(image[0], affine, new_header((i, j, k), affine), Path("array"))
-    return LoadedCase(image, None, None, reference, ())
-
-
-def _channels_first(array: Array) -> Array:
-    return np.moveaxis(array, -1, 0) if array.ndim == 4 else array
 
 
 def _allowing(config: Config, missing: Missing | None) -> Config:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+
 from medseg.config.postprocess import PostprocessorSpec
 from medseg.config.source import dotted
 from medseg.errors import ConfigError
 from medseg.networks.checkpoint import Checkpoint, Tuned
-from medseg.postprocess.prediction import Step, needs_probabilities
+from medseg.postprocess.prediction import Prediction, Step, needs_probabilities
 from medseg.postprocess.protect import Protected
 from medseg.registry import POSTPROCESSORS
 from medseg.volumes.dataset import Labels
@@ -19,12 +21,24 @@ CRF = "crf"  # the one postprocessor that the command line can switch
 
 
 def steps(checkpoint: Checkpoint, crf: Crf = "model") -> list[Step]:
-    """Build what `entries` gives.
+    """Build what `entries` gives; with `inference.roi`, none of it leaves the region.
 
     Raises:
         ConfigError: As of `build_all`.
     """
-    return build_all(entries(checkpoint, crf), checkpoint.labels)
+    return [*build_all(entries(checkpoint, crf), checkpoint.labels), *last(checkpoint)]
+
+
+def last(checkpoint: Checkpoint) -> list[Step]:
+    """What comes after all steps, whatever they are."""
+    return [_inside] if checkpoint.config.inference.roi else []
+
+
+def _inside(prediction: Prediction) -> Prediction:
+    """Background outside the region of interest, which a step may have filled or smoothed over."""
+    if prediction.mask is None:
+        return prediction
+    return prediction.with_labels(np.where(prediction.mask, prediction.labels, np.uint8(0)))
 
 
 def build_all(found: Sequence[PostprocessorSpec], labels: Labels) -> list[Step]:

@@ -93,7 +93,9 @@ def predict_volume(
     """
     settings = settings.model_copy(update={"patch": settings.patch or tuple(patch)})
     flips = _flips(numbers(settings.flip, None))
-    box = everything(image) if roi is None else bounds(roi)
+    box = everything(image)
+    if roi is not None and settings.mode != "resize":  # whose sampler takes all of a volume too
+        box = bounds(roi)
     total: Tensor | None = None
     with autocast(image.device, settings.precision):
         for axes in flips:

@@ -55,12 +55,14 @@ class Priors:
     """How common each class is, background first; each sums to 1.
 
     Args:
-        true: In the training volumes, or in their regions of interest.
+        true: In the training volumes.
         seen: In the patches that the network was trained on.
+        roi: Whether `true` is of the volumes' regions of interest alone.
     """
 
     true: tuple[float, ...]
     seen: tuple[float, ...]
+    roi: bool = False
 
     def offsets(self, strength: float) -> tuple[float, ...]:
         """What to add to the logits so that they expect the true priors (strength 1).
@@ -160,11 +162,12 @@ def load(path: Path, references: Sequence[str] = (), overrides: Sequence[str] = 
     about, weights = _read(path)
     plugins.load(references)
     try:
+        channels = tuple(about["channels"])
         used = [dict(plugin) for plugin in about["plugins"]]
         classes = {name: tuple(values) for name, values in about["classes"].items()}
         return Checkpoint(
-            config=_config(path, about["config"], references, overrides, used),
-            channels=tuple(about["channels"]),
+            config=_ordered(_config(path, about["config"], references, overrides, used), channels),
+            channels=channels,
             labels=Labels(classes, about["ignore"]),
             spacing=None if about["spacing"] is None else tuple(about["spacing"]),
             weights=weights,
@@ -224,12 +227,32 @@ def _tuned(path: Path, about: Mapping[str, Any]) -> tuple[Tuned, ...]:
         raise DataError(path, reason) from error
 
 
+def _ordered(config: Config, channels: Sequence[str]) -> Config:
+    """The config with its channels in the model's order, wherever their files now are.
+
+    Raises:
+        ConfigError: They are other channels.
+    """
+    given = config.data.channels
+    if given is None:
+        return config
+    if set(given) != set(channels):
+        raise ConfigError(
+            f"data.channels: {', '.join(given)}; this model was trained with "
+            f"{', '.join(channels)}: name these, each with the pattern or column of its files",
+            ("data", "channels"),
+        )
+    ordered = {name: given[name] for name in channels}
+    return config.model_copy(update={"data": config.data.model_copy(update={"channels": ordered})})
+
+
 def _priors(about: Mapping[str, Any], classes: int) -> Priors | None:
     """The priors of a file; files of before there were any lack the key."""
     found = about.get("priors")
     if found is None:
         return None
-    priors = Priors(tuple(map(float, found["true"])), tuple(map(float, found["seen"])))
+    true, seen = (tuple(map(float, found[key])) for key in ("true", "seen"))
+    priors = Priors(true, seen, bool(found.get("roi", False)))
     if not len(priors.true) == len(priors.seen) == classes or min(*priors.true, *priors.seen) <= 0:
         raise ValueError(f"priors of {classes} classes expected, above 0, got {found}")
     return priors

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from medseg.networks.blocks import Triple
+from medseg.networks.blocks import ZERO, Triple
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,  # batch and instance norm
@@ -104,10 +104,10 @@ def receptive_field(network: nn.Module, in_channels: int, size: Triple, output: 
 
 def _slab(network: nn.Module, size: Triple, axis: int) -> Triple:
     """The input made short along the other axes, where that is possible: it saves the time."""
-    divisor = getattr(network, "divisor", size)
+    divisor, margin = getattr(network, "divisor", size), getattr(network, "margin", ZERO)
     i, j, k = (
-        n if a == axis else min(n, max(_SHORT, 2 * d))
-        for a, (n, d) in enumerate(zip(size, divisor, strict=True))
+        n if a == axis else min(n, max(_SHORT, 2 * d) + 2 * m)
+        for a, (n, d, m) in enumerate(zip(size, divisor, margin, strict=True))
     )
     return i, j, k
 

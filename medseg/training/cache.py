@@ -15,12 +15,13 @@ import numpy as np
 from medseg import plugins
 from medseg.errors import DataError
 from medseg.files import read_json, sha256, write_json
+from medseg.training.sampling import spread
 from medseg.transforms.preprocess import Prepared, Preprocessor, Spacing
 from medseg.volumes.dataset import IGNORE_INDEX, Case, Dataset
 from medseg.volumes.image import Array
 from medseg.volumes.load import load_case
 
-_VERSION = 3  # raise when what a cached case holds changes
+_VERSION = 4  # raise when what a cached case holds changes
 _VOXELS_PER_CLASS = 20_000
 
 
@@ -55,6 +56,10 @@ class CachedCase:
     def mask(self) -> Array | None:
         """(I, J, K) bool, the region of interest; None: the case has none."""
         return self._open("mask") if self.has_mask else None
+
+    def counts(self) -> Array:
+        """(2, 256) how many voxels each class index has: everywhere, and in the region."""
+        return self._open("counts")
 
     def voxels(self) -> Array:
         """(V, 2) class and flat index of some voxels of each foreground class."""
@@ -134,6 +139,7 @@ def _store(place: Path, prepared: Prepared) -> None:
         if prepared.label is not None:
             np.save(partial / "label.npy", prepared.label, allow_pickle=False)
             np.save(partial / "voxels.npy", _voxels(prepared.label), allow_pickle=False)
+            np.save(partial / "counts.npy", _counts(prepared), allow_pickle=False)
         if prepared.mask is not None:
             np.save(partial / "mask.npy", prepared.mask, allow_pickle=False)
         if prepared.weights is not None:
@@ -161,13 +167,19 @@ def _reveal(partial: Path, place: Path) -> None:
             raise
 
 
+def _counts(prepared: Prepared) -> Array:
+    label, mask = prepared.label, prepared.mask
+    assert label is not None
+    inside = label if mask is None else label[mask]
+    return np.stack([np.bincount(part.ravel(), minlength=256) for part in (label, inside)])
+
+
 def _voxels(label: Array) -> Array:
     """Some voxels of each class, spread evenly, as (class, flat index)."""
     flat = label.ravel()
     found = []
     for value in np.unique(flat):
         if value not in (0, IGNORE_INDEX):
-            places = np.flatnonzero(flat == value)
-            places = places[:: -(-len(places) // _VOXELS_PER_CLASS)]
+            places = spread(flat == value, _VOXELS_PER_CLASS)
             found.append(np.stack([np.full_like(places, value), places], axis=1))
     return np.concatenate(found) if found else np.zeros((0, 2), dtype=np.int64)

@@ -90,10 +90,10 @@ class Patches(Dataset[Any]):
         case, rng = self._case(n), self.sampling.generator(n)
         sampler, _ = self._components()
         if getattr(sampler, "resizes", False):
-            start, volume = self.sampling.margin, _resized(case, self.sampling)["label"][0]
-        else:
-            start, volume = self._start(case, rng, n), case.label()
-        return cut(volume, start, self.sampling.patch, edge=False)
+            whole: Array = _small_label(case, self.sampling)[0]
+            return whole
+        start = self._start(case, rng, n)
+        return cut(case.label(), start, self.sampling.patch, edge=False)
 
     def _case(self, n: int) -> CachedCase:
         return self.cases[self.sampling.case(n, len(self.cases))]
@@ -161,13 +161,17 @@ def _resized(case: CachedCase, sampling: Sampling) -> dict[str, Any]:
     """A whole case at the size of a patch; around it its edge, as the margin."""
     image = torch.from_numpy(np.array(case.image()))[None]
     small = functional.interpolate(image, sampling.patch, mode="trilinear")[0].numpy()
-    label = torch.from_numpy(np.array(case.label()))[None, None].float()
-    target = functional.interpolate(label, sampling.patch, mode="nearest-exact")[0].numpy()
     start, size = sampling.grown((0, 0, 0))
     return {
         "image": cut(small, start, size, edge=True),
-        "label": cut(target.astype(np.uint8), start, size, edge=False),
+        "label": cut(_small_label(case, sampling), start, size, edge=False),
     }
+
+
+def _small_label(case: CachedCase, sampling: Sampling) -> Array:
+    label = torch.from_numpy(np.array(case.label()))[None, None].float()
+    small = functional.interpolate(label, sampling.patch, mode="nearest-exact")[0]
+    return small.numpy().astype(np.uint8)
 
 
 def _applied(

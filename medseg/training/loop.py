@@ -179,8 +179,7 @@ def _augmented(
     label = batch["label"].to(device, non_blocking=True)
     generator = torch.Generator().manual_seed(_seed(config.seed, step))
     change = augment.draw(config.numbered.augment, image.shape[0], image.shape[1], generator)
-    change = augment.keep_present(change, batch["present"])
-    return augment.apply(change, image, label, batch["spacing"])
+    return augment.apply(change, image, label, batch["spacing"], batch["present"])
 
 
 def _without(label: Tensor, margin: Sequence[int]) -> Tensor:

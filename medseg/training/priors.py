@@ -25,18 +25,13 @@ def measure(patches: Patches, cases: Sequence[CachedCase], *, roi: bool) -> Prio
             else will be predicted.
     """
     classes = patches.recipe.classes
-    true = sum((_counts(case, classes, roi=roi) for case in cases), np.zeros(classes))
-    seen = sum((_count(patches.target(n), classes) for n in range(_PATCHES)), np.zeros(classes))
-    return Priors(_shares(true), _shares(seen))
+    true = sum((case.counts()[int(roi), :classes] for case in cases), np.zeros(classes))
+    seen = sum((_count(patches.target(n))[:classes] for n in range(_PATCHES)), np.zeros(classes))
+    return Priors(_shares(true), _shares(seen), roi)
 
 
-def _counts(case: CachedCase, classes: int, *, roi: bool) -> Array:
-    label, mask = np.asarray(case.label()), case.mask() if roi else None
-    return _count(label if mask is None else label[np.asarray(mask)], classes)
-
-
-def _count(label: Array, classes: int) -> Array:
-    return np.bincount(label.ravel(), minlength=IGNORE_INDEX + 1)[:classes].astype(np.float64)
+def _count(label: Array) -> Array:
+    return np.bincount(label.ravel(), minlength=IGNORE_INDEX + 1)
 
 
 def _shares(counts: Array) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ from medseg.training.samplers import Site, Start
 from medseg.volumes.image import Array
 
 Sampler = Callable[[np.random.Generator, Site], Start]
-_ORDER, _PATCH = 0, 1  # streams of random numbers
+_ORDER, _PATCH, _SPREAD = 0, 1, 2  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -82,18 +82,22 @@ def cut(volume: Array, start: Start, patch: Sequence[int], *, edge: bool) -> Arr
 
 
 def spread(weights: Array, most: int) -> Array:
-    """Flat indices of voxels, each as often as its weight asks: systematic resampling.
+    """Flat indices of voxels, each as often as its weight asks.
+
+    One is drawn from each of `most` strata of equal weight, by a generator of its own, so that the
+    same come each time; at even steps they would fall into the rhythm of the volume's rows.
 
     Args:
         weights: At least 0, not all 0; any shape. Of a mask, all its voxels come as often.
         most: How many indices; of a mask no more than it has voxels.
     """
     places = np.flatnonzero(weights)
+    if weights.dtype == bool and len(places) <= most:
+        return places
+    ticks = (np.arange(most) + np.random.default_rng(_SPREAD).random(most)) / most
     if weights.dtype == bool:
-        every = max(-(-len(places) // most), 1)
-        evenly: Array = places[::every]
+        evenly: Array = places[(ticks * len(places)).astype(np.int64)]
         return evenly
     mass = np.cumsum(weights.ravel()[places], dtype=np.float64)
-    ticks = (np.arange(most) + 0.5) * (mass[-1] / most)
-    picked: Array = places[np.searchsorted(mass, ticks)]
+    picked: Array = places[np.searchsorted(mass, ticks * mass[-1], side="right")]
     return picked

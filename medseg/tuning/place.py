@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from medseg.config.schema import PostprocessorSpec
-from medseg.inference.steps import build, component, entries, own, place
+from medseg.inference.steps import build, component, entries, last, own, place
 from medseg.networks.checkpoint import Checkpoint
 from medseg.postprocess.prediction import Prediction, Step
 from medseg.tuning.result import Candidate, Options
@@ -46,7 +46,8 @@ class Place:
         sequence = entries(replace(checkpoint, tuned=others))
         configured, at = own(sequence, name), place(sequence, name)
         earlier = tuple(build(entry, labels) for entry in sequence[:at])
-        later = tuple(build(entry, labels) for entry in sequence[at + bool(configured) :])
+        rest = sequence[at + bool(configured) :]
+        later = (*(build(entry, labels) for entry in rest), *last(checkpoint))
         in_config = configured.name if configured else None
         held = any(tuned.name == name and tuned.accepted for tuned in checkpoint.tuned)
         configured = configured or PostprocessorSpec(name=name)

@@ -20,6 +20,7 @@ from medseg.inference.predictor import Predictor
 from medseg.inference.steps import component
 from medseg.networks.checkpoint import Tuned, set_tuned
 from medseg.postprocess.crf_step import CRF
+from medseg.postprocess.prediction import Prediction
 from medseg.registry import POSTPROCESSORS
 from medseg.tuning import report
 from medseg.tuning.candidates import defaults, grid
@@ -129,8 +130,14 @@ class _Tuning:
                 loaded = self._predictor.load_case(case)
                 assert loaded.label is not None
                 prediction = self._place.before(self._predictor.raw(loaded))
-                self._store.add(case.id, prediction, loaded.label)
+                self._store.add(case.id, prediction, self._counted(loaded.label, prediction))
                 tick(case.id)
+
+    def _counted(self, truth: Array, prediction: Prediction) -> Array:
+        """The truth of what is scored: with `evaluation.roi`, the region of interest alone."""
+        if not self._predictor.config.evaluation.roi or prediction.mask is None:
+            return truth
+        return np.where(prediction.mask, truth, np.uint8(IGNORE_INDEX))
 
     def result(self) -> Result:
         """Try, choose and judge."""

@@ -96,7 +96,7 @@ def check_cases(
     training = [report for report in reports if train is None or report.id in train]
     if not need_labels or any(not report.voxels for report in training):
         return CheckReport(tuple(reports))  # what occurs is unknown while some cannot be read
-    problems = tuple(_absent(dataset, training))
+    problems = (*_nowhere(dataset, train), *_absent(dataset, training))
     return CheckReport(
         tuple(reports), problems, () if problems else tuple(_idle(dataset, training))
     )
@@ -151,6 +151,18 @@ def _outside(case: Case, loaded: LoadedCase) -> tuple[str, ...]:
     where = case.mask or "the computed region of interest"
     outside = int(np.count_nonzero((loaded.label > 0) & ~loaded.mask))
     return (f"{case.label}: {outside} labelled voxels lie outside {where}",) if outside else ()
+
+
+def _nowhere(dataset: Dataset, train: Collection[str] | None) -> Iterator[DataError]:
+    """Channels that all training cases lack: of these nothing could be learnt."""
+    training = [case for case in dataset.cases if train is None or case.id in train]
+    for n, name in enumerate(dataset.channels):
+        if all(case.channels[n] is None for case in training):
+            yield DataError(
+                dataset.source,
+                f"channel {name!r} is missing in all {len(training)} training cases: correct its "
+                "pattern or column in data.channels, or take it out",
+            )
 
 
 def _absent(dataset: Dataset, training: Sequence[CaseReport]) -> Iterator[DataError]:

@@ -71,7 +71,7 @@ def load_case(case: Case, dataset: Dataset) -> LoadedCase:
     volumes = _channels(case, dataset, problems)
     first = next(iter(volumes.values()), None)
     label, mask, weights = (
-        _beside(path, reader, first, dataset, problems)
+        _beside(path, reader, first, _remedy(case, dataset), problems)
         for path, reader in (
             (case.label, nifti.read_label),
             (case.mask, nifti.read_label),
@@ -196,15 +196,25 @@ def _beside(
     path: Path | None,
     reader: Callable[[Path], Image],
     reference: Image | None,
-    dataset: Dataset,
+    remedy: str,
     problems: list[DataError],
 ) -> Image | None:
     """Read what has to be on the reference's grid, whatever the policy."""
     image = _read(path, reader, problems)
     with _collected(problems):
         if image is not None and reference is not None:
-            _same_grid(image, reference, _REDRAWN if dataset.policy.grids == "resample" else "")
+            _same_grid(image, reference, remedy)
     return image
+
+
+def _remedy(case: Case, dataset: Dataset) -> str:
+    """What else can be done about a label or mask that is not on the reference's grid."""
+    if dataset.policy.grids != "resample":
+        return ""
+    named = dataset.policy.reference
+    if named in dataset.missing(case):
+        return f": its reference, channel {named}, is missing, and another channel took its place"
+    return _REDRAWN
 
 
 def _on_grid(image: Image, reference: Image, grids: Grids) -> Image:

@@ -233,6 +233,21 @@ def test_a_class_that_no_training_case_has(tmp_path):
     )
 
 
+def test_a_channel_that_all_training_cases_lack(tmp_path):
+    """Channels may be missing, but a slip in a pattern is no missing modality."""
+    channels = {"t1": "t1/{id}.nii.gz", "t2": "t2/{id}_typo.nii.gz"}
+    data = good_folder(tmp_path, channels=channels, missing="zero")
+    assert faults(data) == [
+        f"{tmp_path}: channel 't2' is missing in all 3 training cases: correct its pattern or "
+        "column in data.channels, or take it out"
+    ]
+    image(tmp_path / "t2" / "z_typo.nii.gz")
+    check(data).raise_problems()
+    report = check_cases(cases.find(data), need_labels=True, train=["x", "y"])
+    with pytest.raises(DataError, match="'t2' is missing in all 2 training cases"):
+        report.raise_problems()
+
+
 def test_a_region_that_names_a_label_which_no_training_case_has(tmp_path):
     """It may be a slip or a rare label: trained all the same, and said."""
     data = good_folder(tmp_path, classes={"lesion": (1, 7), "core": 1})

@@ -118,3 +118,18 @@ def test_a_missing_channel_is_exactly_zero_whatever_else_is_done() -> None:
     out, _ = augment.apply(change, image, label, torch.ones(4, 3))
     assert bool((out[~change.is_kept] == 0).all())
     assert bool((out[change.is_kept] != 0).any())
+
+
+def test_a_channel_that_a_partner_lacks_is_lent_as_zero() -> None:
+    image, label = batch(2)
+    box = torch.tensor([[[0.25, 0.75], [0.0, 0.5], [0.5, 1.0]]]).repeat(2, 1, 1)
+    change = drawn(2, mix=1.0, brightness=0.5, contrast=0.5)
+    change = replace(change, box=box, partner=torch.tensor([1, 1]))
+    present = torch.tensor([[True, True], [True, False]])
+    spacing = torch.ones(2, 3)
+    whole, _ = augment.apply(change, image, label, spacing)
+    mixed, _ = augment.apply(change, image, label, spacing, present)
+    assert not mixed[1, 1].any()
+    assert not mixed[0, 1, 3:9, :5, 4:].any()
+    mixed[0, 1, 3:9, :5, 4:], mixed[1, 1] = whole[0, 1, 3:9, :5, 4:], whole[1, 1]
+    torch.testing.assert_close(mixed, whole)

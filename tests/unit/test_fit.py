@@ -190,7 +190,11 @@ def untrained(model: Callable[..., Path]) -> Path:
 def with_landmarks(untrained: Path, folder: Path, **fitted: Any) -> Path:
     """A model whose preprocessing has learnt."""
     row = np.linspace(0, 100, 13).tolist()
-    values = {"percentiles": [1, 10, 20, 25, 30, 40, 50, 60, 70, 75, 80, 90, 99]}
+    values: dict[str, Any] = {
+        "percentiles": [1, 10, 20, 25, 30, 40, 50, 60, 70, 75, 80, 90, 99],
+        "region": "mask",
+        "scale": [0, 100],
+    }
     about = {
         "channels": ["flair", "t1c"],
         "cases": 4,

@@ -100,11 +100,14 @@ def test_the_order_of_intensities_stays(seed: int, levels: int, gamma: float) ->
     assert (np.diff(out.ravel()[order]) >= -1e-4).all()
 
 
+REST = {"region": "nonzero", "scale": [0, 100]}
+
+
 def test_equal_percentiles_take_the_place_of_the_highest() -> None:
     values = np.array([1.0] * 50 + [2.0] * 50 + [3.0]).reshape(1, 1, 101)
     transform = HistogramLandmarks((0.0, 100.0), (25.0, 50.0, 75.0))
     transform = transform.use(
-        {"percentiles": [0, 25, 50, 75, 100], "landmarks": [[0, 10, 20, 60, 100]]}
+        {"percentiles": [0, 25, 50, 75, 100], **REST, "landmarks": [[0, 10, 20, 60, 100]]}
     )
     out = transform(sample(values))["image"].ravel()
     assert sorted(set(out.tolist())) == [10, 60, 100]  # 1: up to the 25th; 2: from the 50th on
@@ -113,7 +116,7 @@ def test_equal_percentiles_take_the_place_of_the_highest() -> None:
 def test_beyond_the_cutoffs_the_outer_pieces_go_on() -> None:
     ramp = np.linspace(10, 110, 101).reshape(1, 1, 101)
     transform = HistogramLandmarks((10.0, 90.0), (50.0,))
-    transform = transform.use({"percentiles": [10, 50, 90], "landmarks": [[0, 20, 100]]})
+    transform = transform.use({"percentiles": [10, 50, 90], **REST, "landmarks": [[0, 20, 100]]})
     out = transform(sample(ramp))["image"].ravel()
     np.testing.assert_allclose(out[[0, 10, 50, 90, 100]], [-5, 0, 20, 100, 120], atol=1e-4)
 
@@ -170,13 +173,15 @@ def test_the_original_stays_without_what_was_learnt(rng: np.random.Generator) ->
         transform(data)
 
 
-GOOD = {"percentiles": [10, 50, 90], "landmarks": [[0, 20, 100], None]}
+GOOD = {"percentiles": [10, 50, 90], **REST, "landmarks": [[0, 20, 100], None]}
 
 
 @pytest.mark.parametrize(
     "channels, change, message",
     [
         ((0,), {"percentiles": [10, 40, 90]}, r"learnt at \[10, 40, 90\]"),
+        ((0,), {"region": "mask"}, "learnt with region mask, asked for nonzero"),
+        ((0,), {"scale": [0, 1]}, r"learnt with scale \[0, 1\], asked for"),
         ((0,), {"landmarks": [[0, 20], None]}, "3 rising values"),
         ((0,), {"landmarks": [[0, 200, 100], None]}, "3 rising values"),
         ((0,), {"landmarks": [[0, float("nan"), 100], None]}, "3 rising values"),

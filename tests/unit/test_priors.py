@@ -26,12 +26,9 @@ def case(tmp_path: Path) -> CachedCase:
     mask[1:, 4:16, 4:16] = True
     flat = np.flatnonzero((label == 1) | (label == 2))
     voxels = np.stack([label.ravel()[flat], flat], axis=1).astype(np.int64)
-    arrays = {
-        "image": label[None].astype(np.float32),
-        "label": label,
-        "voxels": voxels,
-        "mask": mask,
-    }
+    image = label[None].astype(np.float32)
+    counts = [np.bincount(part.ravel(), minlength=256) for part in (label, label[mask])]
+    arrays = {"image": image, "label": label, "voxels": voxels, "mask": mask, "counts": counts}
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array)
     return CachedCase("case", tmp_path, (1.0, 1.0, 1.0), has_mask=True)

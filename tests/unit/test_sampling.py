@@ -159,6 +159,18 @@ def test_with_a_region_patches_are_centred_in_it() -> None:
         assert set(found) == {(4, 7, 3), (5, 8, 3), (6, 9, 3)}
 
 
+@pytest.mark.parametrize("shape", [(200, 100, 100), (250, 200, 40), (160, 160, 160)])
+def test_what_is_picked_does_not_follow_the_rows(shape: tuple[int, int, int]) -> None:
+    """At even steps all of 20,000 voxels of 200 x 100 x 100 would lie in one slice."""
+    for weights in (np.ones(shape, bool), np.ones(shape, np.float32)):
+        picked = spread(weights, 20_000)
+        assert len(picked) == 20_000
+        for places, n in zip(np.unravel_index(picked, shape), shape, strict=True):
+            counts = np.bincount(places, minlength=n)
+            assert counts.min() > 0.5 * 20_000 / n
+        np.testing.assert_array_equal(picked, spread(weights, 20_000))
+
+
 def test_voxels_of_a_region_are_spread_evenly() -> None:
     mask = np.zeros(SHAPE, bool)
     mask[3:9] = True

@@ -52,7 +52,8 @@ class Stub:
         labels = self._cases[loaded.number][0]
         shares = np.full((3, *labels.shape), 0.1, np.float32)
         np.put_along_axis(shares, labels[None].astype(np.int64), 0.8, 0)
-        return Prediction(labels, np.zeros((1, *SHAPE), np.float32), np.eye(4), shares)
+        image = np.zeros((1, *SHAPE), np.float32)
+        return Prediction(labels, image, np.eye(4), shares, mask=np.indices(SHAPE)[0] < 13)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,7 @@ def tuned(
         before: tuple[Tuned, ...] = (),
         postprocess: tuple[PostprocessorSpec, ...] = (),
         with_page: bool = False,
+        roi: bool = False,
         **options: Any,
     ) -> Result:
         if with_page:
@@ -87,7 +89,8 @@ def tuned(
         model = tmp_path / "model.safetensors"
         shutil.copy(untouched, model)
         there = [Case(str(n), (Channel(Path("x")),), Path("y")) for n in range(len(cases))]
-        changed = config.model_copy(update={"postprocess": postprocess})
+        evaluation = config.evaluation.model_copy(update={"roi": roi})
+        changed = config.model_copy(update={"postprocess": postprocess, "evaluation": evaluation})
         request = Request(name, options, quiet=True)
         stub: Any = Stub(changed, cases, before)
         return tune(stub, model, there, tmp_path / "tuning", request)
@@ -182,6 +185,15 @@ def test_ignored_voxels_do_not_count(tuned: Callable[..., Result]) -> None:
     result = tuned([(p, t.astype(np.uint8)) for p, t in cases])
     assert [case.before["core"] for case in result.cases] == [1.0] * 3
     assert not result.accepted
+
+
+def test_outside_the_region_nothing_counts_where_it_is_not_scored(
+    tuned: Callable[..., Result],
+) -> None:
+    cases = [blob_with_specks(n, 30) for n in range(3)]  # the blob lies inside, specks outside
+    assert all(case.before["core"] < 1 for case in tuned(cases).cases)
+    result = tuned(cases, roi=True)
+    assert [case.before["core"] for case in result.cases] == [1.0] * 3
 
 
 def test_false_alarms_in_healthy_cases_count(tuned: Callable[..., Result]) -> None:

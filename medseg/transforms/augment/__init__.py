@@ -19,7 +19,9 @@ __all__ = [
 ]  # fmt: skip
 
 
-def apply(change: Draw, image: Tensor, label: Tensor, spacing: Tensor) -> tuple[Tensor, Tensor]:
+def apply(
+    change: Draw, image: Tensor, label: Tensor, spacing: Tensor, present: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Apply a draw to a batch: where voxels come from, what they hold, who they belong to.
 
     Args:
@@ -27,11 +29,16 @@ def apply(change: Draw, image: Tensor, label: Tensor, spacing: Tensor) -> tuple[
         image: (N, C, I, J, K) float. It is not changed in place, nor is the label.
         label: (N, I, J, K) class indices; any values, 255 (ignored) among them.
         spacing: (N, 3) voxel size in mm.
+        present: (N, C) bool, false for a channel that a sample's case lacks: it stays 0, as it is
+            in prediction, also where another sample borrows from it. None: all are there.
 
     Returns:
         The changed image, and the label moved with it (nearest voxel).
     """
     image, label = move(change, image, label, spacing)
     image = intensities(change, image, spacing)
+    if present is not None and not bool(present.all()):
+        change = keep_present(change, present)
+        image = image.masked_fill(~present.to(image.device)[:, :, None, None, None], 0)
     image, label = mix(change, image, label)
     return drop_channels(change, image), label

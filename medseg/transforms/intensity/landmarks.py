@@ -76,8 +76,8 @@ class HistogramLandmarks:
             samples: The training cases, as the transform will see them.
 
         Returns:
-            "percentiles", and for each channel "landmarks": a value of the scale for each
-            percentile, or None where the channel is not to be changed.
+            "percentiles", "region" and "scale" as asked for, and for each channel "landmarks": a
+            value of the scale for each percentile, or None where the channel is not to be changed.
 
         Raises:
             ValueError: A channel is constant in all cases.
@@ -97,16 +97,20 @@ class HistogramLandmarks:
                     "there is nothing to learn; mend the images, or leave it out of `channels`"
                 )
         means = [np.mean(known, axis=0).tolist() if known else None for known in found]
-        return {"percentiles": self.percentiles, "landmarks": means}
+        known = {"region": self.region, "scale": list(self.scale)}
+        return {"percentiles": self.percentiles, **known, "landmarks": means}
 
     def use(self, values: Mapping[str, Any]) -> HistogramLandmarks:
         """The same transform, with what `fit` gave.
 
         Raises:
-            ValueError: It is of other percentiles, or broken.
+            ValueError: It is of other percentiles, region or scale, or broken.
         """
         if list(values["percentiles"]) != self.percentiles:
             raise ValueError(f"learnt at {values['percentiles']}, asked for {self.percentiles}")
+        for name, mine in (("region", self.region), ("scale", list(self.scale))):
+            if values[name] != mine:
+                raise ValueError(f"learnt with {name} {values[name]}, asked for {mine}")
         learnt = [
             None if given is None else self._checked(np.asarray(given, dtype=np.float64))
             for given in values["landmarks"]
