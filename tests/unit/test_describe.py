@@ -10,7 +10,7 @@ from torch import nn
 
 import medseg_plugins  # noqa: F401
 from medseg.config.schema import ComponentSpec, Model
-from medseg.networks.assembly import build_network
+from medseg.networks.assembly import WholeNetwork, build_network
 from medseg.networks.describe import (
     activation_memory,
     multiply_adds,
@@ -142,3 +142,23 @@ def test_a_receptive_field_on_thin_slabs(name: str, size: int) -> None:
     network = build_network(Model(**parts, deep_supervision=0), 1, 2, seed=0)
     size = size if size > 32 else 2 * network.divisor[0]
     assert receptive_field(network, 1, (size, size, size)) == (size, size, size)
+
+
+class Context(nn.Module):
+    """Three valid convolutions of 9: a voxel sees 25, twelve of them beyond on each side."""
+
+    margin = (12, 12, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv3d(1, 1, 9), nn.Conv3d(1, 1, 9), nn.Conv3d(1, 2, 9))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layers(x)
+        return logits
+
+
+def test_the_receptive_field_of_a_network_with_a_margin() -> None:
+    network = WholeNetwork(Context(), 1, 2)
+    assert network.margin == (12, 12, 12)
+    assert receptive_field(network, 1, (40, 40, 64)) == (25, 25, 25)
