@@ -15,6 +15,7 @@ from medseg.evaluation.evaluate import Job
 from medseg.evaluation.evaluate import evaluate as score
 from medseg.evaluation.subsets import Subset
 from medseg.inference import batch
+from medseg.inference.inputs import needed
 from medseg.inference.predictor import Predictor, model_file
 from medseg.inference.steps import Crf
 from medseg.inference.subsets import score_subsets
@@ -117,7 +118,7 @@ def predict(
     predictor = Predictor.load(
         model, device=device, plugins=plugins, overrides=overrides, crf=crf, missing=missing
     )
-    found = cases.find_inputs(Path(inputs), predictor.config.data)
+    found = cases.find_inputs(Path(inputs), needed(predictor.config))
     with track("Predict", len(found), quiet=quiet) as tick:
         return batch.predict_cases(predictor, model_file(model), found, Path(output), tick)
 

@@ -22,6 +22,8 @@ from medseg.config.source import Problem, Source, Where, dotted, parse, read
 from medseg.errors import ConfigError, MedsegError
 from medseg.registry import REGISTRIES, explain, option_problems, unknown
 
+_OF_TRAINING = ("loss", "augment", "train")  # sections whose components prediction never builds
+
 
 def load(path: str | Path, overrides: Sequence[str] = (), plugin: Sequence[str] = ()) -> Config:
     """Read, merge and check a run's configuration.
@@ -48,13 +50,30 @@ def loads(
     plugin: Sequence[str] = (),
     *,
     name: str = "config",
+    to_train: bool = True,
 ) -> Config:
-    """Like `load`, for YAML text whose relative paths start at `base`; `name` is for messages."""
-    return _merged(parse(text, name), Path(base).resolve(), overrides, plugin)
+    """Like `load`, for YAML text whose relative paths start at `base`.
+
+    Args:
+        text: The YAML.
+        base: A folder.
+        overrides: As of `load`.
+        plugin: As of `load`.
+        name: For messages.
+        to_train: Whether what serves training alone has to be known: a plugin with a loss, a
+            sampler or an augmentation need not be where a model predicts.
+    """
+    source = parse(text, name)
+    return _merged(source, Path(base).resolve(), overrides, plugin, to_train=to_train)
 
 
 def _merged(
-    source: Source, base: Path, overrides: Sequence[str], references: Sequence[str]
+    source: Source,
+    base: Path,
+    overrides: Sequence[str],
+    references: Sequence[str],
+    *,
+    to_train: bool = True,
 ) -> Config:
     if not isinstance(source.values, dict):
         expected = Problem(source.place(()), "", "a mapping with name, data, model, ... expected")
@@ -64,17 +83,17 @@ def _merged(
         override(source, text)
     for reference in references:
         add_plugin(source, reference)
-    return _checked(source)
+    return _checked(source, to_train)
 
 
-def _checked(source: Source) -> Config:
+def _checked(source: Source, to_train: bool) -> Config:
     problems = list(source.problems)
     config: Config | None = None
     try:
         config = Config.model_validate_json(json.dumps(source.values))
     except ValidationError as error:
         problems += _schema_problems(source, error)
-    problems += _plugin_problems(source)
+    problems += _plugin_problems(source, () if to_train else _OF_TRAINING)
     if problems:
         problems.sort(key=lambda p: (p.place.file, p.place.line, p.place.column))
         raise ConfigError("\n".join(dict.fromkeys(map(str, problems))))
@@ -121,7 +140,7 @@ def _field_names(where: Where) -> list[str]:
     return list(model.model_fields)
 
 
-def _plugin_problems(source: Source) -> Iterator[Problem]:
+def _plugin_problems(source: Source, unasked: Collection[str]) -> Iterator[Problem]:
     """Plugins that lead nowhere, unknown components, and options that a component does not take."""
     references = []
     listed = source.values.get("plugins")
@@ -133,6 +152,8 @@ def _plugin_problems(source: Source) -> Iterator[Problem]:
             references.append(reference)
     declared, complete = plugins.declared(references)
     for where, kind, value, fields in _components(Config, source.values, ()):
+        if where[0] in unasked:
+            continue
         spec = {"name": value} if isinstance(value, str) else value
         if isinstance(spec, dict):
             spec = {key: item for key, item in spec.items() if key == "name" or key not in fields}

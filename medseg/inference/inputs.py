@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medseg.config.schema import Config
+from medseg.config.schema import Config, Data
 from medseg.errors import DataError
 from medseg.volumes import nifti
 from medseg.volumes.geometry import same_grid
@@ -80,6 +80,13 @@ def with_region(case: LoadedCase, mask: Any) -> LoadedCase:
             "expected",
         )
     return replace(case, mask=inside)
+
+
+def needed(config: Config) -> Data:
+    """What has to be found of a case to predict: no mask where one is computed anyway."""
+    if config.preprocess.mask in (None, "file"):
+        return config.data
+    return config.data.model_copy(update={"mask": None})
 
 
 def needs_mask(config: Config) -> bool:

@@ -268,7 +268,8 @@ def _config(
     if (parse(text, str(path)).values or {}).get("plugins"):
         raise DataError(path, "asks for plugins to be run, which no model may: not used")
     try:
-        return loads(text, path.parent, overrides, references, name=f"{path} (config)")
+        name = f"{path} (config)"
+        return loads(text, path.parent, overrides, references, name=name, to_train=False)
     except ConfigError as error:
         named = [p for p in used if " = " not in p["plugin"]]
         if not named:

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from medseg.errors import ConfigError
 from medseg.registry import SAMPLERS
 from medseg.volumes.image import Array
 
@@ -174,7 +175,7 @@ class Weighted:
     def __call__(self, rng: np.random.Generator, site: Site) -> Start:
         """Return the wanted first voxel."""
         if site.weighted is None:
-            raise ValueError("the sampler 'weighted' needs data.weights, a map for each case")
+            raise ConfigError("the sampler 'weighted' needs data.weights, a map for each case")
         return site.centred(rng.choice(site.weighted))
 
 

@@ -6,12 +6,14 @@ sees the very same patches.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from medseg.errors import MedsegError, PluginError
 from medseg.training.samplers import Site, Start
 from medseg.volumes.image import Array
 
@@ -45,10 +47,25 @@ class Sampling:
         return np.random.default_rng([self.seed, _PATCH, n])
 
     def start(self, sampler: Sampler, rng: np.random.Generator, site: Site) -> Start:
-        """The first voxel of a patch; negative or overhanging where the volume is smaller."""
+        """The first voxel of a patch; negative or overhanging where the volume is smaller.
+
+        Raises:
+            PluginError: The sampler gave something else than three whole numbers, or failed.
+        """
+        name = type(sampler).__name__
+        try:
+            wanted = [operator.index(at) for at in sampler(rng, site)]
+        except MedsegError:
+            raise
+        except Exception as error:
+            raise PluginError(f"sampler {name} failed: {error!r}") from error
+        if len(wanted) != 3:
+            raise PluginError(
+                f"sampler {name} gave {wanted}; expected a patch's first voxel (i, j, k)"
+            )
         i, j, k = (
             min(max(w, 0), n - p) if n >= p else (n - p) // 2
-            for w, n, p in zip(sampler(rng, site), site.shape, self.patch, strict=True)
+            for w, n, p in zip(wanted, site.shape, self.patch, strict=True)
         )
         return i, j, k
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,6 +26,8 @@ from medseg.networks.sizes import beyond
 from medseg.registry import LOSSES, SAMPLERS, TRANSFORMS
 from medseg.training.finetune import FineTuning
 from medseg.training.losses import DeepSupervision
+from medseg.training.samplers import Site
+from medseg.training.sampling import Sampler, Sampling
 from medseg.training.short_axes import ShortAxesInFloat32
 from medseg.transforms import foreground
 from medseg.transforms.fitted import Fitted, build
@@ -120,11 +122,7 @@ def set_up(
         loss = LOSSES.build(config.loss.spec(), classes=classes, regions=regions)
     loss = DeepSupervision(loss, network.output_weights)
     _try_components(config, dataset)
-    with suppress(NotImplementedError):  # of an operation that cannot be tried without computing
-        size = beyond(config.train.patch, network.margin)
-        shapes = output_shapes(network, channels, size, config.train.batch)
-        with _errors_within("model"):
-            check_output_weights(network.output_weights, len(shapes))
+    _try_patch(config, network, channels)
     with _errors_within("model"):
         pretrained = (
             load_pretrained(network, config.model, dataset.channels) if take_weights else None
@@ -148,6 +146,25 @@ def _errors_within(section: str) -> Iterator[None]:
         raise ConfigError(f"{dotted(where)}: {error}", where) from error
 
 
+def _try_patch(config: Config, network: Network, channels: int) -> None:
+    """See that the network takes the patch, by shapes alone."""
+    patch = config.train.patch
+    try:
+        size = beyond(patch, network.margin)
+        shapes = output_shapes(network, channels, size, config.train.batch)
+    except NotImplementedError:  # of an operation that cannot be tried without computing
+        return
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"train.patch: the network cannot be trained on {list(patch)} voxels: {reason}; try a "
+            "larger patch",
+            ("train", "patch"),
+        ) from error
+    with _errors_within("model"):
+        check_output_weights(network.output_weights, len(shapes))
+
+
 def _try_components(config: Config, dataset: Dataset) -> None:
     """Build what would otherwise be built only in workers, or after the training."""
     with _errors_within("train"):
@@ -169,6 +186,7 @@ def _try_sampler(config: Config, dataset: Dataset) -> None:
             f"sampler {name!r} needs data.weights, a map for each case that says where to sample",
             ("sampler",),
         )
+    _drawn_once(sampler, config)
     resizes = getattr(sampler, "resizes", False)
     if resizes != (config.inference.mode == "resize"):
         told = "resizes" if resizes else "does not resize"
@@ -177,6 +195,19 @@ def _try_sampler(config: Config, dataset: Dataset) -> None:
             f"inference.mode is {config.inference.mode!r}",
             ("sampler",),
         )
+
+
+def _drawn_once(sampler: Sampler, config: Config) -> None:
+    """Let a sampler place one patch in a made-up case, so that it fails here if it fails at all."""
+    patch = config.train.patch
+    shape = [2 * n for n in patch]
+    label = np.zeros(shape, dtype=np.uint8)
+    label[-1, -1, -1] = 1
+    last = label.size - 1
+    voxels, some = np.array([[1, last]]), np.array([0, last])
+    site = Site(shape, patch, voxels, label, some if config.train.roi else None, some)
+    sampling = Sampling(patch, config.seed)
+    sampling.start(sampler, sampling.generator(0), site)
 
 
 def _spacing(config: Config, report: CheckReport, ids: SplitIds) -> Spacing | None:

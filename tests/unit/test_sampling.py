@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, PluginError
 from medseg.registry import SAMPLERS
 from medseg.training.samplers import Balanced, Grid, Lesion, PerClass, Site, Start, Weighted
 from medseg.training.sampling import Sampler, Sampling, cut, spread
@@ -138,7 +138,7 @@ def test_a_map_of_weights_decides() -> None:
     found = starts((1, 1, 1), Weighted(), weighted=spread(weights, 1000), count=2000)
     assert set(found) == {(2, 3, 4), (5, 6, 7)}
     assert np.mean([start == (5, 6, 7) for start in found]) == pytest.approx(0.75, abs=0.03)
-    with pytest.raises(ValueError, match=r"data\.weights"):
+    with pytest.raises(ConfigError, match=r"data\.weights"):
         starts((1, 1, 1), Weighted(), count=1)
 
 
@@ -221,3 +221,16 @@ def test_what_overhangs_repeats_the_edge_or_is_zero(edge: bool, rng: np.random.G
         np.testing.assert_array_equal(part[:, -1, :, -1], volume[:, -1, 2:6, -1])
     else:
         assert part.sum() == pytest.approx(volume[:, :, 2:6].sum())
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (lambda *_: (1, 2), r"sampler .* gave \[1, 2\]; expected a"),
+        (lambda *_: (1.5, 2, 3), r"sampler .* failed: TypeError"),
+        (lambda *_: 1 / 0, r"sampler .* failed: ZeroDivisionError"),
+    ],
+)
+def test_a_sampler_that_makes_no_sense_is_named(place: Any, message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        starts((4, 4, 4), place, count=1)
