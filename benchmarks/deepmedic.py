@@ -2,10 +2,11 @@
 
     python benchmarks/deepmedic.py --data DIR
 
-DIR has glioma_case/ and weights/deepmedic_captk/. The original's scheme: segments that give tiles of
-45^3 voxels side by side, those without brain in the segment left out, batches of 10, fp32, coarse
-maps repeated, put together and convolved. Ours: `Predictor`'s windows. Both see the same box of the
-brain, and blocks fall on the same voxels. The 0.8.4 default has random weights, norms included.
+DIR has glioma_case/ and weights/deepmedic_captk/. The original's scheme: segments that give tiles
+of 45^3 voxels side by side, those without brain in the segment left out, batches of 10, fp32,
+coarse maps repeated, put together and convolved. Ours: `predict_volume` with the brain as region of
+interest. Both lay tiles from the brain's first voxel, as the original did for the case's labels.
+The 0.8.4 default has random weights and statistics of noise.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--patch", type=int, nargs="*", default=[45, 75])
+    parser.add_argument("--edges", nargs="*", default=["reflect", "context"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     image, brain, expected = case(options.data / "glioma_case")
@@ -49,7 +51,7 @@ def main() -> None:
         runs: dict[str, Callable[[], Tensor]] = {
             "original": lambda n=network: naive(n, image, brain)
         }
-        for edges in ("reflect", "context"):
+        for edges in options.edges:
             twin = with_edges(network, edges)
             for side in options.patch:
                 for precision in ("fp32", "bf16"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Literal, cast
 
 import torch
@@ -162,16 +161,19 @@ class Join(Layer):
             pads = [r * (f > 1) for r, f in zip(self.rim, factor, strict=True) for _ in (0, 1)]
             x = functional.pad(x, pads[::-1], mode="replicate")
         blocks = _in_blocks(out, factor)
-        per_axis = [_kinds(f, r) for f, r in zip(factor, self.rim, strict=True)]
-        for kinds in product(*per_axis):
-            seen, part = x, kernel
-            for axis, kind in enumerate(kinds, 2):
-                part = kind.collapsed(part, axis)
-                length = blocks.shape[2 * axis - 2] + part.shape[axis] - 1
-                seen = seen.narrow(axis, kind.start, length)
-            i, j, k = (kind.places for kind in kinds)
-            value = functional.conv3d(seen, part)
-            blocks[:, :, :, i, :, j, :, k] += value[:, :, :, None, :, None, :, None]
+        first, second, third = (_kinds(f, r) for f, r in zip(factor, self.rim, strict=True))
+        for i in first:
+            along_i = i.collapsed(kernel, 2)
+            for j in second:
+                along_j = j.collapsed(along_i, 3)
+                for k in third:
+                    part = k.collapsed(along_j, 4)
+                    seen = x
+                    for axis, kind in enumerate((i, j, k), 2):
+                        n = blocks.shape[2 * axis - 2] + part.shape[axis] - 1
+                        seen = seen.narrow(axis, kind.start, n)
+                    value = functional.conv3d(seen, part)[:, :, :, None, :, None, :, None]
+                    blocks[:, :, :, i.places, :, j.places, :, k.places] += value
 
 
 @dataclass(frozen=True)
