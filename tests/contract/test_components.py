@@ -53,6 +53,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "decoder fpn": {"width": 4},
     "network dense_vnet": {"convs": [3, 2, 2]},
     "network deepmedic": {"widths": [3] * 8, "hidden": [5, 5]},
+    "network deepmedic_paper": {"widths": [3] * 8, "hidden": [5, 5]},
+    "network deepmedic_wide": {"widths": [3] * 8, "hidden": [5, 5]},
     "network highres3dnet": {"blocks": [1, 1, 1]},
     "network holisticnet": {"blocks": 1},
     "network monai": {"net": "UNet", "options": {"channels": [4, 8, 8], "strides": [2, 2]}},

@@ -281,7 +281,6 @@ def test_published_weights_give_the_published_labels(imported: Path) -> None:
 
     Only the tiles with some of its lesion are predicted: benchmarks/deepmedic.py does the others.
     """
-    torch.set_num_threads(1)
     predictor = Predictor.load(imported, device="cpu")
     files = tuple(Channel(CASE / f"{name}.nii.gz") for name in FILES.values())
     loaded = predictor.load_case(Case("glioma", files))

@@ -227,6 +227,24 @@ def test_windows_without_a_voxel_of_the_region_are_left_out() -> None:
     assert predict_volume(net, image, flipped, PATCH, (4, 4, 4), roi=roi).isfinite().all()
 
 
+class Placed(nn.Module):
+    """The logits tell where in its window a voxel lies; there is a margin of one voxel."""
+
+    margin = (1, 1, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        places = torch.arange(x.shape[2] - 2.0)[:, None, None].expand(x.shape[2] - 2, *PATCH[1:])
+        return (torch.stack([places, torch.zeros_like(places)])[None].expand(len(x), 2, *PATCH),)
+
+
+def test_windows_with_a_margin_lie_side_by_side_without_overlap() -> None:
+    """From the region's first voxel on; the last one reaches beyond it, and beyond the volume."""
+    roi = region(22, 9, 8, box=(slice(3, 22), ...))
+    out = predict_volume(Placed(), volume(22, 9, 8), settings(overlap=0), PATCH, (1, 1, 1), roi=roi)
+    places = (out[0] / out[1]).log()[3:, 0, 0].round().int().tolist()
+    assert places == [*range(8), *range(8), *range(3)]
+
+
 def test_a_region_smaller_than_a_window_gets_its_context() -> None:
     net, image = Net(), volume(32, 32, 32)
     roi = region(32, 32, 32, box=(slice(16, 18), slice(31, 32), slice(0, 1)))
