@@ -59,8 +59,7 @@ def validate(
 def _dice(predicted: Array, truth: Array, labels: Labels) -> dict[str, float | None]:
     known = truth != IGNORE_INDEX
     result: dict[str, float | None] = {}
-    for name, values in labels.classes.items():
-        indices = [labels.values.index(value) + 1 for value in values]
+    for name, indices in zip(labels.classes, labels.regions, strict=True):
         p, t = np.isin(predicted, indices) & known, np.isin(truth, indices) & known
         total = int(p.sum()) + int(t.sum())
         result[name] = 2 * int((p & t).sum()) / total if t.any() else None

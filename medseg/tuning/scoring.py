@@ -56,10 +56,7 @@ class Scorer:
         if score not in SCORES:
             raise ConfigError(unknown("score", score, SCORES), ("score",))
         self._measure, self._settings = SCORES[score], settings
-        self._indices = [
-            [labels.values.index(value) + 1 for value in values]
-            for values in labels.classes.values()
-        ]
+        self._indices = labels.regions
 
     def __call__(self, labels: Array, truth: Array, spacing: Spacing) -> Array:
         """Score each class.
