@@ -27,7 +27,7 @@ from medseg.evaluation.lesions import Rule, match
 from medseg.evaluation.scores import Beside, score_case, write
 from medseg.volumes.dataset import Case, Channel, Dataset, Labels
 
-ROWS = {"one_to_one", "any_overlap"}
+ROWS = ("one_to_one", "any_overlap")
 
 
 def line(*runs, length=40):
