@@ -46,10 +46,15 @@ def tiles(shown: Iterable[tuple[Any, str]]) -> str:
 def facts(known: Mapping[str, Any]) -> str:
     """Name to value, as a card; nothing where nothing is known."""
     items = "".join(
-        f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>"
+        f"<dt>{escape(str(name))}</dt><dd>{_told(str(value))}</dd>"
         for name, value in known.items()
     )
     return card(f"<dl>{items}</dl>") if items else ""
+
+
+def _told(value: str) -> str:
+    """A text of several lines keeps them."""
+    return f"<pre>{escape(value)}</pre>" if "\n" in value else escape(value)
 
 
 def picture(case_id: str, view: Callable[[str], CaseView], notes: Iterable[str]) -> str:

@@ -48,7 +48,8 @@ figcaption span { color: var(--soft); font-variant-numeric: tabular-nums; }
   margin: 0 5px 0 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 0;
   font-size: 14px; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+dt { color: var(--soft); } dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
+pre { margin: 0; font-size: 12px; overflow: auto; max-height: 40vh; }
 @media print { .scroll { max-height: none; overflow: visible; }
   figure, .card { break-inside: avoid; } }
 """
