@@ -46,8 +46,7 @@ def tiles(shown: Iterable[tuple[Any, str]]) -> str:
 def facts(known: Mapping[str, Any]) -> str:
     """Name to value, as a card; nothing where nothing is known."""
     items = "".join(
-        f"<dt>{escape(str(name))}</dt><dd>{_told(str(value))}</dd>"
-        for name, value in known.items()
+        f"<dt>{escape(str(name))}</dt><dd>{_told(str(value))}</dd>" for name, value in known.items()
     )
     return card(f"<dl>{items}</dl>") if items else ""
 
