@@ -6,6 +6,7 @@ never done in full: see `Join`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -38,6 +39,23 @@ class Joint(nn.Module):
         """Map the pathways' maps to (N, width of the last layer, *size)."""
         join = cast(Join, self.layers[0])
         x: Tensor = join(maps, size)
+        if self.training or not join.is_filled(size):
+            return self._others(x, maps, size)
+        # Slab by slab: the others see a voxel at a time, and small maps stay in the cache.
+        n, j, k = size
+        step = math.lcm(*(factor[0] for factor in join.factors))
+        slabs = []
+        for start in range(0, n, step):
+            parts = [
+                part.narrow(2, start // factor[0], step // factor[0] + 2 * join.seen[0])
+                for part, factor in zip(maps, join.factors, strict=True)
+            ]
+            slabs.append(self._others(x.narrow(2, start, step), parts, (step, j, k)))
+        return torch.cat(slabs, 2)
+
+    def _others(self, x: Tensor, maps: Sequence[Tensor], size: Triple) -> Tensor:
+        """What the layers after the first make of its output."""
+        join = cast(Join, self.layers[0])
         inputs: list[Tensor] = []
         for number, layer in enumerate(self.layers[1:], 2):
             inputs.append(x)
@@ -92,7 +110,7 @@ class Join(Layer):
                 behind it in which `seen` voxels lie.
             size: Voxels of the patch.
         """
-        if self.training or not self._is_filled(size):
+        if self.training or not self.is_filled(size):
             x = self.before(self._fine(maps, size))
             return self.conv(self._edged(x))  # type: ignore[no-any-return]
         out: Tensor | None = None
@@ -106,7 +124,7 @@ class Join(Layer):
 
     def add(self, x: Tensor, maps: Sequence[Tensor], size: Triple) -> Tensor:
         """X plus the maps at the fine resolution, in as many channels as both have."""
-        if self.training or not self._is_filled(size):
+        if self.training or not self.is_filled(size):
             return add_centre(x, self._fine(maps, size))
         for whole, factor, channels in zip(maps, self.factors, self._channels(), strict=True):
             mine = x[:, channels]
@@ -136,7 +154,7 @@ class Join(Layer):
         """Fine maps with what the kernel sees beyond the patch."""
         return mirrored(x, self.rim) if self.edges == "reflect" else x
 
-    def _is_filled(self, size: Triple) -> bool:
+    def is_filled(self, size: Triple) -> bool:
         """Whether whole blocks make up the patch."""
         return not any(n % step for f in self.factors for n, step in zip(size, f, strict=True))
 
