@@ -59,7 +59,12 @@ class Joint(nn.Module):
         inputs: list[Tensor] = []
         for number, layer in enumerate(self.layers[1:], 2):
             inputs.append(x)
-            x = layer(x)
+            if number == len(self.layers) and not self.training:
+                # Logits rounded to bfloat16 are often equal: a third of the labels it changes.
+                with torch.autocast(x.device.type, enabled=False):
+                    x = layer(x.to(layer.conv.weight.dtype))
+            else:
+                x = layer(x)
             if number in self.residual:
                 x = join.add(x, maps, size) if number == 2 else add_centre(x, inputs[number - 3])
         return x
