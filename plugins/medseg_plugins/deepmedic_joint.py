@@ -62,7 +62,7 @@ class Joint(nn.Module):
             if number == len(self.layers) and not self.training:
                 # Logits rounded to bfloat16 are often equal: a third of the labels it changes.
                 with torch.autocast(x.device.type, enabled=False):
-                    x = layer(x.to(layer.conv.weight.dtype))
+                    x = layer(x.to(next(layer.parameters()).dtype))
             else:
                 x = layer(x)
             if number in self.residual:
