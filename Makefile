@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-# What a commit must pass: style, types and the quick tests, in under a minute.
+# What a commit must pass: style, types and the quick tests, in a few minutes.
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
