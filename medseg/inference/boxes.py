@@ -57,6 +57,13 @@ def tiled(part: slice, step: int) -> slice:
     return slice(part.start, part.start + -(-(part.stop - part.start) // step) * step)
 
 
+def starts(n: int, length: int, overlap: float) -> list[int]:
+    """Where windows begin along an axis: evenly spaced, the last moved back to end with it."""
+    step = max(int(length * (1 - overlap)), 1)
+    last = n - length
+    return [min(start, last) for start in range(0, max(last, 0) + step, step)]
+
+
 def cut(volume: Tensor, box: Sequence[slice], margin: Triple) -> Tensor:
     """A box of (C, I, J, K) with a margin; what overhangs repeats the edge."""
     kept, pads = [], []

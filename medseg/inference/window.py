@@ -19,7 +19,7 @@ from torch.nn import functional
 from medseg.config.axes import numbers
 from medseg.config.schema import Config, Inference
 from medseg.errors import ConfigError, MedsegError
-from medseg.inference.boxes import Box, bounds, cut, everything, grown, mirrored, tiled
+from medseg.inference.boxes import Box, bounds, cut, everything, grown, mirrored, starts, tiled
 from medseg.networks.blocks import ZERO
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -187,11 +187,8 @@ def _stitched(
 def _places(
     size: Sequence[int], window: Sequence[int], overlap: float, roi: Tensor | None
 ) -> list[Triple]:
-    """Where windows begin: evenly spaced, the last one moved back to end with the volume."""
-    axes = []
-    for n, w in zip(size, window, strict=True):
-        step = max(int(w * (1 - overlap)), 1)
-        axes.append([min(start, n - w) for start in range(0, n - w + step, step)])
+    """Where windows begin that hold a voxel of the region."""
+    axes = [starts(n, w, overlap) for n, w in zip(size, window, strict=True)]
     i, j, k = window
     return [
         (a, b, c)

@@ -102,13 +102,13 @@ def _loop(
     clock = Clock(settings.budget, math.ceil(len(training) / settings.batch), state.seconds)
     patches = Patches(training, recipe(config, setup.network.margin, setup.classes))
     priors = measure(patches, training, roi=config.inference.roi)
-    meter = _Meter()
+    numbered, meter = config.numbered, _Meter()
     stream = batches(patches, settings, state.step, pin=device.type == "cuda")
     fraction = clock.fraction(state.step)
     while fraction < 1 and not _is_patience_lost(state, settings.patience):
         meter.begin()
         lr = learning_rate(settings, fraction)
-        image, label = _augmented(next(stream), config, state.step, device)
+        image, label = _augmented(next(stream), numbered, state.step, device)
         label = _without(label, setup.network.margin)
         meter.computing()
         setup.tuning.rest(fraction)
@@ -178,7 +178,7 @@ def _augmented(
     image = batch["image"].to(device, non_blocking=True)
     label = batch["label"].to(device, non_blocking=True)
     generator = torch.Generator().manual_seed(_seed(config.seed, step))
-    change = augment.draw(config.numbered.augment, image.shape[0], image.shape[1], generator)
+    change = augment.draw(config.augment, image.shape[0], image.shape[1], generator)
     return augment.apply(change, image, label, batch["spacing"], batch["present"])
 
 

@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from medseg.errors import ConfigError
+from medseg.inference.boxes import starts
 from medseg.registry import SAMPLERS
 from medseg.volumes.image import Array
 
@@ -194,11 +195,8 @@ class Grid:
 
     def __call__(self, rng: np.random.Generator, site: Site) -> Start:  # noqa: ARG002
         """Return the wanted first voxel."""
-        axes = []
-        for n, p in zip(site.shape, site.patch, strict=True):
-            step = max(int(p * (1 - self.overlap)), 1)
-            axes.append([min(at, n - p) for at in range(0, max(n - p, 0) + step, step)])
-        places = list(product(*axes))
+        sizes = zip(site.shape, site.patch, strict=True)
+        places = list(product(*(starts(n, p, self.overlap) for n, p in sizes)))
         order = np.random.default_rng(len(places)).permutation(len(places))
         i, j, k = places[order[site.turn % len(places)]]
         return i, j, k

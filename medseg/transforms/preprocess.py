@@ -235,7 +235,7 @@ def _smooth(channel: Array, zoom: Sequence[float]) -> Array:
 
 def _box(image: Array, mask: Array | None) -> Box:
     """The bounding box of the mask, or of what differs from the volume's corner value."""
-    inside = (image != image[:, :1, :1, :1]).any(axis=0) if mask is None else mask
+    inside = foreground.foreground(image, "not_corner") if mask is None else mask
     if not inside.any():
         return _everything(image)
     edges = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
