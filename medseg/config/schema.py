@@ -37,6 +37,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+Scales = tuple[Annotated[float, Field(ge=0.5, le=2)], ...]
+
+
 class Inference(Section):
     """How a whole volume is predicted."""
 
@@ -54,11 +57,24 @@ class Inference(Section):
     whole_voxels: Positive = Field(
         500_000, description="auto: the largest volume predicted in one pass, in voxels"
     )
-    batch: Positive = Field(1, description="windows of one pass")
+    batch: Positive = Field(1, description="windows of one pass; fewer where memory runs out")
+    skip_constant: bool = Field(
+        True, description="leave out windows in which no channel varies: background"
+    )
+    memory: Positive = Field(
+        1024,
+        description="MiB that sums of overlapping windows may take; a volume that needs more is "
+        "predicted in parts",
+    )
     flip: Axes = Field(
         (),
         description="axes mirrored, predicted again and averaged (test-time augmentation): "
         "0, 1, 2 or LR, AP, IS",
+    )
+    scales: Scales = Field(
+        (),
+        description="sizes of the volume, predicted and averaged (test-time augmentation), as "
+        "[0.9, 1, 1.1]; empty: its own",
     )
     prior_correction: Fraction = Field(
         0.0,
@@ -67,6 +83,17 @@ class Inference(Section):
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="type of autocast")
     probabilities: bool = Field(False, description="also write the class probabilities")
+    probability_type: Literal["float32", "uint16", "uint8"] = Field(
+        "float32", description="how they are stored: uint16 in steps of 1/65535, uint8 of 1/255"
+    )
+    uncertainty: Literal["none", "entropy", "spread"] = Field(
+        "none",
+        description="also write a map: entropy of the probabilities (0 to 1), or their spread over "
+        "an ensemble",
+    )
+    compression: Annotated[int, Field(ge=0, le=9)] = Field(
+        4, description="of .nii.gz: 0 none (fast, large) to 9 (slow, small)"
+    )
 
 
 class Evaluation(Section):

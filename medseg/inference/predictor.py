@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,14 @@ from medseg.volumes.dataset import Case, Dataset, Labels, Policy
 from medseg.volumes.image import Array
 from medseg.volumes.layouts import files
 from medseg.volumes.load import LoadedCase, load_case
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A case as loaded, and on the network's grid."""
+
+    case: LoadedCase
+    prepared: Prepared
 
 
 class Predictor:
@@ -120,7 +128,10 @@ class Predictor:
 
     def predict_case(self, case: LoadedCase, *, probabilities: bool = False) -> Prediction:
         """Predict a case that has been loaded."""
-        prediction = self.raw(case)
+        return self.postprocess(self.run(self.prepare(case)), probabilities=probabilities)
+
+    def postprocess(self, prediction: Prediction, *, probabilities: bool = False) -> Prediction:
+        """Take the steps of the model's config, and those tuned for it."""
         for n, step in enumerate(self._steps):
             if not (probabilities or any(map(needs_probabilities, self._steps[n:]))):
                 prediction = replace(prediction, probabilities=None)
@@ -129,6 +140,14 @@ class Predictor:
 
     def raw(self, case: LoadedCase) -> Prediction:
         """Predict a case that has been loaded, with probabilities and before any postprocessing."""
+        return self.run(self.prepare(case))
+
+    def prepare(self, case: LoadedCase) -> Ready:
+        """Bring a case that has been loaded to the network's grid.
+
+        Raises:
+            DataError: It has other channels than the model, or no mask, and the model needs one.
+        """
         if len(case.image) != len(self.checkpoint.channels):
             raise DataError(
                 case.reference.path,
@@ -142,7 +161,15 @@ class Predictor:
                 "training (a folder named so, a .csv with a column for it, or mask= in Python), or "
                 "preprocess.mask=otsu_plus or another rule to have it computed",
             )
-        prepared = self._preprocess(case)
+        return Ready(case, self._preprocess(case))
+
+    def run(self, ready: Ready) -> Prediction:
+        """Predict a case that has been prepared, with probabilities, before any postprocessing.
+
+        Raises:
+            NonFiniteError: The network gave NaN or infinity.
+        """
+        case, prepared = ready.case, ready.prepared
         shares = prepared.route.back(self.probabilities(prepared))
         if self.config.inference.roi:
             assert prepared.region is not None
