@@ -39,12 +39,55 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
         channels: Feature channels.
     """
     if norm == "instance":
-        return nn.InstanceNorm3d(channels, affine=True)
+        return InstanceNorm(channels)
     if norm == "batch":
         return nn.BatchNorm3d(channels)
     if norm == "group":
         return nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
     return nn.Identity()
+
+
+class InstanceNorm(nn.InstanceNorm3d):
+    """Instance normalisation that keeps a channels-last layout.
+
+    Torch's own copies such an input to the default layout, and each convolution behind it back
+    again. The statistics of one sample are those of a batch of one.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keep the shape (N, C, I, J, K)."""
+        if not x.is_contiguous(memory_format=torch.channels_last_3d) or x.is_contiguous():
+            return super().forward(x)
+        if len(x) == 1:
+            return nn.functional.batch_norm(
+                x, None, None, self.weight, self.bias, training=True, eps=self.eps
+            )
+        return nn.functional.group_norm(x, x.shape[1], self.weight, self.bias, self.eps)
+
+
+class MeanPool(nn.AvgPool3d):
+    """Mean of the voxels of each block, in any layout and precision.
+
+    Torch's own knows neither channels-last nor, on a CPU, bfloat16.
+
+    Args:
+        stride: Voxels of a block (i, j, k); they divide the size.
+    """
+
+    def __init__(self, stride: Triple) -> None:
+        super().__init__(stride)
+        self.steps = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, I, J, K) to (N, C, I / i, J / j, K / k)."""
+        for axis, step in enumerate(self.steps, 2):
+            if step > 1:
+                parts = x.view(*x.shape[:axis], -1, step, *x.shape[axis + 1 :]).unbind(axis + 1)
+                x = sum(parts[1:], parts[0])
+        return x / math.prod(self.steps)
 
 
 def activation_layer(activation: Activation, *, inplace: bool = True) -> nn.Module:
@@ -183,7 +226,7 @@ def pool_shortcut(width_in: int, width: int, stride: Triple) -> nn.Module:
 
     No voxel is skipped, unlike in a strided 1x1x1 convolution. The identity where nothing changes.
     """
-    pool: list[nn.Module] = [] if stride == ONE else [nn.AvgPool3d(stride)]
+    pool: list[nn.Module] = [] if stride == ONE else [MeanPool(stride)]
     if width_in == width and not pool:
         return nn.Identity()
     return nn.Sequential(*pool, conv(width_in, width, ONE))

@@ -1,7 +1,7 @@
 """From a case as stored to what a network sees, and a prediction's way back.
 
 The steps are: find the region of interest, orient the axes, crop, resample, normalise. Those that
-move voxels are recorded in a `Route`, whose `back` takes class probabilities to the input's grid.
+move voxels are recorded in a `Route`, which takes class probabilities to the input's grid.
 """
 
 from __future__ import annotations
@@ -10,54 +10,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from medseg import plugins
 from medseg.config.schema import Preprocess
 from medseg.errors import DataError, PluginError
 from medseg.transforms import foreground
 from medseg.transforms.fitted import Fitted, build
+from medseg.transforms.route import Box, Route, Shape, resample
 from medseg.volumes.geometry import Reorient, voxel_size
 from medseg.volumes.image import Array
 from medseg.volumes.load import LoadedCase
 
-Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
-Box = tuple[slice, slice, slice]
 Sample = dict[str, Array]
-
-
-@dataclass(frozen=True)
-class Route:
-    """How a volume came to the network's grid.
-
-    Args:
-        shape: The input's voxels (I, J, K).
-        reorient: The exchange and mirroring of axes.
-        box: The part that was kept, in the oriented grid.
-        resampled: Voxels of the network's grid.
-    """
-
-    shape: Shape
-    reorient: Reorient
-    box: Box
-    resampled: Shape
-
-    def back(self, probabilities: Array) -> Array:
-        """Take (C, I, J, K) class probabilities to the input's grid, linearly interpolated.
-
-        Outside the cropped box the background (class 0) is certain. Probabilities rather than
-        labels are resampled: a label's edge then falls where the classes are equally likely.
-        """
-        cropped = tuple(s.stop - s.start for s in self.box)
-        inner = resample(probabilities, cropped, order=1)
-        oriented = self.reorient.shape(self.shape)
-        if cropped != oriented:
-            whole = np.zeros((len(inner), *oriented), dtype=inner.dtype)
-            whole[0] = 1
-            whole[(slice(None), *self.box)] = inner
-            inner = whole
-        return self.reorient.undo(inner)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +98,7 @@ class Preprocessor:
         label, mask, weights = (None if a is None else a[box] for a in (label, mask, weights))
         stored = voxel_size(reorient.affine(affine, shape))
         target = self._shape(image.shape[1:], stored)
-        data = {"image": resample(image, target, order=1)}
+        data = {"image": resample(image, target)}
         if mask is not None:
             data["mask"] = mask = _resampled_mask(mask, target, case)
         for transform in self._normalise:
@@ -163,26 +128,6 @@ class Preprocessor:
         )
 
 
-def resample(volume: Array, shape: Sequence[int], *, order: int) -> Array:
-    """Resample (C, I, J, K) to (C, *shape) over the same extent, voxel edges aligned.
-
-    Args:
-        volume: Channels of one grid.
-        shape: Voxels of the new grid.
-        order: Of the spline: 0 nearest, 1 linear, 3 cubic.
-    """
-    if volume.shape[1:] == tuple(shape):
-        return volume
-    zoom = [new / old for new, old in zip(shape, volume.shape[1:], strict=True)]
-    out = np.empty((len(volume), *shape), dtype=volume.dtype)
-    for channel, target in zip(volume, out, strict=True):
-        source = _smooth(channel, zoom) if order else channel
-        ndimage.zoom(
-            source, zoom, target, order, mode="nearest", grid_mode=True, prefilter=order > 1
-        )
-    return out
-
-
 def resample_label(label: Array, shape: Sequence[int]) -> Array:
     """Resample class indices: each class linearly, then the most likely one."""
     if label.shape == tuple(shape):
@@ -190,14 +135,14 @@ def resample_label(label: Array, shape: Sequence[int]) -> Array:
     best = np.zeros(tuple(shape), dtype=np.float32)
     out = np.zeros(tuple(shape), dtype=np.uint8)
     for value in np.unique(label):
-        share = resample((label == value)[None].astype(np.float32), shape, order=1)[0]
+        share = resample((label == value)[None].astype(np.float32), shape)[0]
         out[share > best] = value
         np.maximum(best, share, out=best)
     return out
 
 
 def _resampled_mask(mask: Array, shape: Shape, case: LoadedCase) -> Array:
-    resampled: Array = resample(mask[None].astype(np.float32), shape, order=1)[0] > 0.5
+    resampled: Array = resample(mask[None].astype(np.float32), shape)[0] > 0.5
     if not resampled.any():
         raise DataError(
             case.reference.path,
@@ -215,7 +160,7 @@ def _weights(weights: Array, shape: Shape, case: LoadedCase) -> Array:
             "preprocess.crop cuts away all that has a weight: no patch could be drawn; mend the "
             "weight map or the mask, or do not crop",
         )
-    return np.ascontiguousarray(resample(weights[None], shape, order=1)[0])
+    return np.ascontiguousarray(resample(weights[None], shape)[0])
 
 
 def _blanked(image: Array, missing: tuple[int, ...]) -> Array:
@@ -225,12 +170,6 @@ def _blanked(image: Array, missing: tuple[int, ...]) -> Array:
         image = image.copy()
         image[list(missing)] = 0
     return image
-
-
-def _smooth(channel: Array, zoom: Sequence[float]) -> Array:
-    """Low-pass before shrinking, so that thin structures fade rather than alias."""
-    sigma = [max(0.0, (1 / z - 1) / 2) for z in zoom]
-    return ndimage.gaussian_filter(channel, sigma) if max(sigma) > 0.25 else channel
 
 
 def _box(image: Array, mask: Array | None) -> Box:

@@ -14,7 +14,8 @@ from scipy import ndimage
 
 from medseg.config.schema import ComponentSpec, Preprocess
 from medseg.errors import DataError
-from medseg.transforms.preprocess import Preprocessor, Route, resample, resample_label
+from medseg.transforms.preprocess import Preprocessor, resample_label
+from medseg.transforms.route import Route, resample
 from medseg.volumes.geometry import Reorient
 from medseg.volumes.image import Image
 from medseg.volumes.load import LoadedCase
@@ -129,7 +130,7 @@ def test_resampling_agrees_with_itk_inside(rng: np.random.Generator) -> None:
 
     volume = ndimage.gaussian_filter(rng.normal(size=(20, 18, 16)), 2).astype(np.float32)
     shape = (30, 27, 16)
-    mine = resample(volume[None], shape, order=1)[0]
+    mine = resample(volume[None], shape)[0]
     image = sitk.GetImageFromArray(volume.transpose(2, 1, 0))
     grid = sitk.Image(shape, sitk.sitkFloat32)
     step = [n / m for n, m in zip(volume.shape, shape, strict=True)]
@@ -147,7 +148,7 @@ def test_labels_are_resampled_as_the_argmax_of_one_hot(
     label = (ndimage.gaussian_filter(rng.normal(size=(12, 13, 11)), 1.5) * 20).clip(0, 3)
     label = label.astype(np.uint8)
     one_hot = (np.arange(4)[:, None, None, None] == label).astype(np.float32)
-    expected = resample(one_hot, shape, order=1).argmax(0)
+    expected = resample(one_hot, shape).argmax(0)
     np.testing.assert_array_equal(resample_label(label, shape), expected)
     if all(m >= n for m, n in zip(shape, label.shape, strict=True)):
         zoom = [m / n for m, n in zip(shape, label.shape, strict=True)]
@@ -178,7 +179,7 @@ def test_label_and_image_are_prepared_alike(rng: np.random.Generator) -> None:
 def test_shrinking_smooths_before_it_picks() -> None:
     stripes = np.zeros((1, 32, 8, 8), np.float32)
     stripes[:, ::4] = 4  # every fourth plane: picking alone would keep all or nothing
-    small = resample(stripes, (8, 8, 8), order=1)
+    small = resample(stripes, (8, 8, 8))
     assert small[:, 1:-1].min() > 0.5
     assert small[:, 1:-1].max() < 1.5
 
