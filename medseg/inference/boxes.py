@@ -1,8 +1,8 @@
-"""Boxes in a volume: around a region, mirrored, grown to a window's size, and cut out."""
+"""Boxes in a volume: around a region, grown to a window's size, and cut out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 from torch.nn import functional
@@ -19,18 +19,38 @@ def bounds(roi: Tensor) -> Box:
     return i, j, k
 
 
-def everything(image: Tensor) -> Box:
-    """All of an image (C, I, J, K)."""
-    i, j, k = (slice(0, n) for n in image.shape[1:])
+def size(box: Box) -> Triple:
+    """Voxels along each axis."""
+    i, j, k = (part.stop - part.start for part in box)
     return i, j, k
 
 
-def mirrored(box: Box, axes: Sequence[int], shape: Sequence[int]) -> Box:
-    """The box in a volume that is mirrored along some axes."""
+def meet(one: Box, other: Box) -> Box | None:
+    """What two boxes share; None: nothing."""
     i, j, k = (
-        slice(n - part.stop, n - part.start) if axis in axes else part
-        for axis, (part, n) in enumerate(zip(box, shape, strict=True))
+        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True)
     )
+    return (i, j, k) if all(part.start < part.stop for part in (i, j, k)) else None
+
+
+def around(boxes: Iterable[Box]) -> Box:
+    """The smallest box that holds all of them."""
+    i, j, k = (
+        slice(min(part.start for part in axis), max(part.stop for part in axis))
+        for axis in zip(*boxes, strict=True)
+    )
+    return i, j, k
+
+
+def within(box: Box, other: Box) -> Box:
+    """A box, counted from the first voxel of another."""
+    i, j, k = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, other, strict=True))
+    return i, j, k
+
+
+def everything(image: Tensor) -> Box:
+    """All of an image (C, I, J, K)."""
+    i, j, k = (slice(0, n) for n in image.shape[1:])
     return i, j, k
 
 

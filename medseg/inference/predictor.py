@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,72 +15,71 @@ import torch
 from medseg.config.data import Missing
 from medseg.config.schema import Config
 from medseg.errors import ConfigError, DataError
+from medseg.inference.collect import Wanted, collect
 from medseg.inference.inputs import in_memory, needs_mask, with_region
+from medseg.inference.member import Member
+from medseg.inference.spool import Spool
 from medseg.inference.steps import Crf, steps
-from medseg.inference.window import autocast, check_patch, predict_volume
-from medseg.networks.assembly import build_network
-from medseg.networks.checkpoint import Checkpoint, load, restore
-from medseg.postprocess.prediction import Prediction, needs_probabilities
-from medseg.transforms.fitted import Fitted
-from medseg.transforms.preprocess import Prepared, Preprocessor
+from medseg.networks.checkpoint import Checkpoint, load
+from medseg.postprocess.prediction import Prediction, Step, is_pointwise, needs_probabilities
+from medseg.transforms.preprocess import Prepared
 from medseg.volumes.dataset import Case, Dataset, Labels, Policy
-from medseg.volumes.image import Array
 from medseg.volumes.layouts import files
 from medseg.volumes.load import LoadedCase, load_case
 
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """A case as loaded, and on the network's grid."""
+    """A case as loaded, and on the grid of each network and scale."""
 
     case: LoadedCase
-    prepared: Prepared
+    prepared: tuple[tuple[Prepared, ...], ...]
 
 
 class Predictor:
-    """A network with the way to it and back.
+    """One or several networks with the way to them and back.
+
+    It may be used from several threads at once. Of an ensemble, probabilities are averaged; the
+    first model says what happens then.
 
     Args:
-        checkpoint: The trained model.
+        checkpoint: The trained model, or several.
         device: Where it runs.
         crf: Whether the model's CRF runs: see `medseg.inference.steps.entries`.
         missing: What becomes of a case that lacks a channel; None: as in training.
+
+    Raises:
+        ConfigError: A setting does not suit the model.
+        DataError: The models of an ensemble differ in channels or classes.
     """
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Checkpoint | Sequence[Checkpoint],
         device: torch.device,
         *,
         crf: Crf = "model",
         missing: Missing | None = None,
     ) -> None:
-        self.checkpoint, self.device, self.crf = checkpoint, device, crf
-        self.config: Config = _allowing(checkpoint.config, missing)
-        self.labels: Labels = checkpoint.labels
-        classes = len(self.labels.values) + 1
-        self.network = build_network(
-            self.config.model, len(checkpoint.channels), classes, self.config.seed
-        )
-        check_patch(self.config, self.divisor)
-        autocast(device, self.config.inference.precision)  # refuses what the device lacks
-        restore(self.network, checkpoint)
-        self.network.to(device).eval()
-        self._preprocess = Preprocessor(
-            self.config.preprocess,
-            checkpoint.spacing,
-            self.config.plugins,
-            channels=checkpoint.channels,
-            fitted=Fitted.of(checkpoint.fitted, checkpoint.channels, checkpoint.source),
-        )
-        self._steps = steps(checkpoint, crf)
-        self._offsets = _offsets(checkpoint)
-        self._is_warned = _knows_missing(checkpoint)
+        found = [checkpoint] if isinstance(checkpoint, Checkpoint) else list(checkpoint)
+        _check_alike(found)
+        self.checkpoint, self.device, self.crf = found[0], device, crf
+        self.members = [Member(one, _allowing(one.config, missing), device) for one in found]
+        self.config: Config = self.members[0].config
+        self.labels: Labels = self.checkpoint.labels
+        if self.config.inference.uncertainty == "spread" and self.passes < 2:
+            raise ConfigError(
+                "inference.uncertainty: a spread needs several predictions: give more than one "
+                "model, or inference.scales; or ask for entropy",
+                ("inference", "uncertainty"),
+            )
+        self._first, self._steps = _divided(steps(self.checkpoint, crf))
+        self._is_warned = all(map(_knows_missing, found))
 
     @classmethod
     def load(
         cls,
-        run: str | Path,
+        run: str | Path | Sequence[str | Path],
         *,
         device: str = "auto",
         plugins: Sequence[str] = (),
@@ -87,10 +87,10 @@ class Predictor:
         crf: Crf = "model",
         missing: Missing | None = None,
     ) -> Predictor:
-        """Load a run folder, or a model file.
+        """Load a run folder, or a model file; or several: an ensemble.
 
         Args:
-            run: The folder that `train` wrote, or a .safetensors file.
+            run: The folder that `train` wrote, or a .safetensors file; or a list of these.
             device: "auto", "cpu", "cuda" or "cuda:N".
             plugins: References of plugins that the model needs and that are not installed.
             overrides: Settings instead of the model's own, e.g. `inference.overlap=0.25`.
@@ -102,8 +102,9 @@ class Predictor:
         Raises:
             DataError: There is no readable model.
         """
-        checkpoint = load(model_file(run), plugins, overrides)
-        return cls(checkpoint, pick_device(device), crf=crf, missing=missing)
+        runs = [run] if isinstance(run, str | Path) else list(run)
+        found = [load(model_file(one), plugins, overrides) for one in runs]
+        return cls(found, pick_device(device), crf=crf, missing=missing)
 
     def predict(self, volume: Any, *, mask: Any = None, probabilities: bool = False) -> Prediction:
         """Predict one volume.
@@ -128,22 +129,15 @@ class Predictor:
 
     def predict_case(self, case: LoadedCase, *, probabilities: bool = False) -> Prediction:
         """Predict a case that has been loaded."""
-        return self.postprocess(self.run(self.prepare(case)), probabilities=probabilities)
-
-    def postprocess(self, prediction: Prediction, *, probabilities: bool = False) -> Prediction:
-        """Take the steps of the model's config, and those tuned for it."""
-        for n, step in enumerate(self._steps):
-            if not (probabilities or any(map(needs_probabilities, self._steps[n:]))):
-                prediction = replace(prediction, probabilities=None)
-            prediction = step(prediction)
-        return prediction if probabilities else replace(prediction, probabilities=None)
+        prediction = self.run(self.prepare(case), probabilities=probabilities)
+        return self.postprocess(prediction, probabilities=probabilities)
 
     def raw(self, case: LoadedCase) -> Prediction:
         """Predict a case that has been loaded, with probabilities and before any postprocessing."""
-        return self.run(self.prepare(case))
+        return self._collect(self.prepare(case), Wanted(probabilities=True))
 
     def prepare(self, case: LoadedCase) -> Ready:
-        """Bring a case that has been loaded to the network's grid.
+        """Bring a case that has been loaded to the networks' grids.
 
         Raises:
             DataError: It has other channels than the model, or no mask, and the model needs one.
@@ -154,54 +148,50 @@ class Predictor:
                 f"{len(case.image)} channels, the model takes {len(self.checkpoint.channels)}: "
                 + ", ".join(self.checkpoint.channels),
             )
-        if case.mask is None and needs_mask(self.config):
+        if case.mask is None and any(needs_mask(member.config) for member in self.members):
             raise DataError(
                 case.reference.path,
                 "no mask is given with it, and this model was trained with masks: give one as in "
                 "training (a folder named so, a .csv with a column for it, or mask= in Python), or "
                 "preprocess.mask=otsu_plus or another rule to have it computed",
             )
-        return Ready(case, self._preprocess(case))
+        return Ready(case, tuple(tuple(member.prepare(case)) for member in self.members))
 
-    def run(self, ready: Ready) -> Prediction:
-        """Predict a case that has been prepared, with probabilities, before any postprocessing.
+    def run(
+        self, ready: Ready, *, probabilities: bool = False, spool: Path | None = None
+    ) -> Prediction:
+        """Predict a case that has been prepared, up to the first step that looks at a whole volume.
+
+        Args:
+            ready: The case.
+            probabilities: Whether to keep the class probabilities, be it for the steps to come.
+            spool: A folder: where no step needs them, they go into a temporary file there, and
+                become the prediction's `stack`.
 
         Raises:
-            NonFiniteError: The network gave NaN or infinity.
+            NonFiniteError: A network gave NaN or infinity.
+            OutOfMemoryError: There is not enough memory for one window at a time.
         """
-        case, prepared = ready.case, ready.prepared
-        shares = prepared.route.back(self.probabilities(prepared))
-        if self.config.inference.roi:
-            assert prepared.region is not None
-            shares[:, ~prepared.region] = 0
-            shares[0, ~prepared.region] = 1
-        return Prediction(
-            labels=shares.argmax(0).astype(np.uint8),
-            image=case.image,
-            affine=case.reference.affine,
-            probabilities=shares,
-            mask=prepared.region,
-        )
+        settings = self.config.inference
+        in_memory = any(map(needs_probabilities, self._steps)) or (probabilities and spool is None)
+        to_disk = None
+        if probabilities and not in_memory and spool is not None:
+            to_disk = partial(Spool, spool, stored=settings.probability_type)
+        wanted = Wanted(in_memory, to_disk, settings.uncertainty, self._first)
+        return self._collect(ready, wanted)
 
-    def probabilities(self, prepared: Prepared) -> Array:
-        """The class probabilities (classes, I, J, K) on the network's grid."""
-        image = torch.from_numpy(prepared.image).to(self.device)
-        settings, roi = self.config.numbered.inference, None
-        if settings.roi:
-            assert prepared.mask is not None  # the config has a source, and `raw` refused to go on
-            roi = torch.from_numpy(prepared.mask).to(self.device)
-        result = predict_volume(
-            self.network, image, settings, self.config.train.patch, self.divisor,
-            roi=roi, offsets=self._offsets,
-        )  # fmt: skip
-        array: Array = result.cpu().numpy()
-        return array
+    def postprocess(self, prediction: Prediction, *, probabilities: bool = False) -> Prediction:
+        """Take the steps that are left: those of the model's config, and those tuned for it."""
+        for n, step in enumerate(self._steps):
+            if not (probabilities or any(map(needs_probabilities, self._steps[n:]))):
+                prediction = replace(prediction, probabilities=None)
+            prediction = step(prediction)
+        return prediction if probabilities else replace(prediction, probabilities=None)
 
     @property
-    def divisor(self) -> tuple[int, int, int]:
-        """What the network's input must be divisible by."""
-        i, j, k = self.network.divisor
-        return i, j, k
+    def passes(self) -> int:
+        """How many predictions are averaged (mirrored ones aside)."""
+        return sum(len(member.config.inference.scales or (1,)) for member in self.members)
 
     def load_case(self, case: Case) -> LoadedCase:
         """Read a case of this model's channels, on the grid that its config says.
@@ -219,6 +209,21 @@ class Predictor:
         channels = self.checkpoint.channels
         return load_case(case, Dataset((case,), channels, self.labels, policy=policy))
 
+    def _collect(self, ready: Ready, wanted: Wanted) -> Prediction:
+        case = ready.case
+        passes = [
+            member.over(prepared)
+            for member, some in zip(self.members, ready.prepared, strict=True)
+            for prepared in some
+        ]
+        whole = Prediction(
+            labels=np.zeros(case.reference.shape, dtype=np.uint8),
+            image=case.image,
+            affine=case.reference.affine,
+            mask=ready.prepared[0][0].region,
+        )
+        return collect(passes, whole, wanted, self.config.inference.memory)
+
     def _loaded(self, volume: Any) -> LoadedCase:
         if isinstance(volume, str | Path):
             volume = [volume]
@@ -230,29 +235,25 @@ class Predictor:
         return in_memory(volume)
 
 
-def _offsets(checkpoint: Checkpoint) -> torch.Tensor | None:
-    """What `inference.prior_correction` adds to the logits.
+def _divided(found: Sequence[Step]) -> tuple[list[Step], list[Step]]:
+    """The leading steps that look at each voxel alone, and the others."""
+    n = next((n for n, step in enumerate(found) if not is_pointwise(step)), len(found))
+    return [*found[:n]], [*found[n:]]
 
-    Raises:
-        ConfigError: The model does not know how common its classes are.
-    """
-    strength = checkpoint.config.inference.prior_correction
-    if not strength:
-        return None
-    if checkpoint.priors is None:
-        raise ConfigError(
-            f"inference.prior_correction: {checkpoint.source} does not say how common its classes "
-            "were in training; set it to 0, or use the postprocessor prior_correction",
-            ("inference", "prior_correction"),
-        )
-    if checkpoint.priors.roi != checkpoint.config.inference.roi:
-        counted = "regions of interest" if checkpoint.priors.roi else "whole volumes"
-        raise ConfigError(
-            f"inference.prior_correction: {checkpoint.source} knows how common its classes are in "
-            f"{counted}; leave inference.roi as it was trained, or set prior_correction to 0",
-            ("inference", "prior_correction"),
-        )
-    return torch.tensor(checkpoint.priors.offsets(strength))
+
+def _check_alike(checkpoints: Sequence[Checkpoint]) -> None:
+    if not checkpoints:
+        raise DataError("model", "none is given")
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
+        for what in ("channels", "labels"):
+            mine, its = getattr(first, what), getattr(other, what)
+            if mine != its:
+                raise DataError(
+                    other.source,
+                    f"its {what} are {its}, those of {first.source} {mine}: no ensemble can be "
+                    "made of them",
+                )
 
 
 def _allowing(config: Config, missing: Missing | None) -> Config:

@@ -8,40 +8,30 @@ the edge is repeated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from monai.data.utils import compute_importance_map
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medseg.config.axes import numbers
 from medseg.config.schema import Config, Inference
-from medseg.errors import ConfigError, MedsegError
-from medseg.inference.boxes import Box, bounds, cut, everything, grown, mirrored, starts, tiled
+from medseg.errors import ConfigError
+from medseg.inference import order
+from medseg.inference.boxes import Box, meet, size, within
+from medseg.inference.plan import Plan, plan
+from medseg.inference.runner import NonFiniteError, OutOfMemoryError, Runner, autocast
+from medseg.inference.stitch import Stitcher
 from medseg.networks.blocks import ZERO
+from medseg.transforms.route import Route
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Gaussian weights (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z): deviation in windows.
-_SIGMA, _LEAST_WEIGHT = 1 / 8, 1e-3
+__all__ = [
+    "NonFiniteError", "OutOfMemoryError", "Pass", "autocast", "check_patch", "predict_labels",
+    "predict_volume",
+]  # fmt: skip
 
-Triple = tuple[int, int, int]
-
-
-class NonFiniteError(MedsegError):
-    """A network gave NaN or infinity: never taken for background (promise 4)."""
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast of a precision by its name in the config.
-
-    Raises:
-        MedsegError: fp16 on a CPU, where convolutions lack it.
-    """
-    if precision == "fp16" and device.type == "cpu":
-        raise MedsegError("precision fp16 needs a CUDA device; use bf16 or fp32 on a CPU")
-    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+_MIB = 1 << 20
 
 
 def check_patch(config: Config, divisor: tuple[int, int, int]) -> None:
@@ -63,7 +53,154 @@ def check_patch(config: Config, divisor: tuple[int, int, int]) -> None:
             )
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One network over one volume, on its way to the input's grid.
+
+    Args:
+        run: The network.
+        plan: Its windows.
+        route: From the network's grid to the input's.
+        classes: Of the network.
+        batch: Windows at once.
+        roi: bool (I, J, K) of the input's grid, the region of interest; None: everywhere.
+        offsets: (classes,) added to the logits.
+    """
+
+    run: Runner
+    plan: Plan
+    route: Route
+    classes: int
+    batch: int = 1
+    roi: Tensor | None = None
+    offsets: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        image: Tensor,
+        settings: Inference,
+        divisor: Sequence[int],
+        classes: int,
+        *,
+        route: Route | None = None,
+        roi: Tensor | None = None,
+        region: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> Pass:
+        """Lay windows over an image (C, I, J, K) on the network's grid.
+
+        Args:
+            network: In eval mode.
+            image: (C, I, J, K) float32.
+            settings: With a patch, and flips by number.
+            divisor: What a window's size must be divisible by, per axis.
+            classes: Of the network.
+            route: To the input's grid; None: the input's grid is the network's.
+            roi: (I, J, K) bool on the network's grid, not empty; None: everywhere.
+            region: The same on the input's grid; None: `roi` itself.
+            offsets: (classes,) added to the logits, e.g. logarithms of ratios of priors.
+        """
+        route = Route.identity(image.shape[1:]) if route is None else route
+        region = roi if region is None else region
+        if settings.mode == "resize":  # whose sampler takes all of a volume too
+            patch = settings.patch or ZERO
+            image = functional.interpolate(image[None], patch, mode="trilinear")[0]
+            route, roi = route.resized(patch), None
+        margin = getattr(network, "margin", ZERO)
+        return cls(
+            Runner(network, settings, next(network.parameters(), image).device),
+            plan(image, settings, divisor, margin, roi),
+            route,
+            classes,
+            settings.batch,
+            region,
+            None if offsets is None else offsets[:, None, None, None],
+        )
+
+    @cached_property
+    def seen(self) -> Box:
+        """The box of the input outside of which all is background."""
+        return order.seen(self.plan, self.route)
+
+    def parts(self, box: Box, memory: int) -> list[list[Box]]:
+        """The blocks of a box in `seen`: see `order.parts`.
+
+        Args:
+            box: Of the input's grid.
+            memory: Bytes for the sums of windows.
+        """
+        return order.parts(self.plan, self.route, box, self.classes, memory)
+
+    @torch.inference_mode()
+    def scores(self, blocks: Sequence[Box]) -> Iterator[Tensor]:
+        """(classes, *block), of which the largest is the likeliest class: the cheapest there is.
+
+        Logits where nothing is interpolated, else probabilities.
+
+        Args:
+            blocks: Boxes of the input's grid.
+        """
+        yield from self._stream(blocks, shares=not self.route.is_plain)
+
+    @torch.inference_mode()
+    def shares(self, blocks: Sequence[Box]) -> Iterator[Tensor]:
+        """The class probabilities (classes, *block) of blocks of the input's grid, in order.
+
+        Probabilities rather than logits are interpolated, and labels never.
+        """
+        yield from self._stream(blocks, shares=True)
+
+    def _stream(self, blocks: Sequence[Box], *, shares: bool) -> Iterator[Tensor]:
+        nothing = 0.0 if shares else -torch.inf
+        inner = [meet(block, self.seen) for block in blocks]
+        stream = self._logits([block for block in inner if block])
+        for block, met in zip(blocks, inner, strict=True):
+            if met:
+                logits = next(stream)
+                found = self._bordered(logits.softmax(0), met) if shares else logits
+                found = self._outside(self.route.part(found, met), met, nothing)
+                yield found if met == block else self._around(found, met, block, nothing)
+            else:
+                yield self._background(block, nothing)
+
+    def _logits(self, blocks: Sequence[Box]) -> Iterator[Tensor]:
+        schedule = order.schedule(self.plan, self.route, blocks)
+        for logits in Stitcher(self.run, self.batch)(schedule):
+            yield logits if self.offsets is None else logits + self.offsets.to(logits)
+
+    def _background(self, block: Box, nothing: float) -> Tensor:
+        values = torch.full((self.classes, *size(block)), nothing)
+        values[0] = 1
+        return values
+
+    def _around(self, found: Tensor, met: Box, block: Box, nothing: float) -> Tensor:
+        values = self._background(block, nothing).to(found)
+        values[(slice(None), *within(met, block))] = found
+        return values
+
+    def _bordered(self, shares: Tensor, block: Box) -> Tensor:
+        """With the background that lies around what is predicted, as far as a block reaches."""
+        pads: list[int] = []
+        for old, part in zip(self.route.source(block), self.plan.box, strict=True):
+            pads = [max(part.start - old.start, 0), max(old.stop - part.stop, 0), *pads]
+        if not any(pads):
+            return shares
+        shares = functional.pad(shares, pads)
+        shares[0] += 1 - shares.sum(0)
+        return shares
+
+    def _outside(self, values: Tensor, block: Box, nothing: float) -> Tensor:
+        """Background outside the region of interest."""
+        if self.roi is None:
+            return values
+        outside = ~self.roi[block].to(values.device)
+        values[1:, outside] = nothing
+        values[0, outside] = 1
+        return values
+
+
 def predict_volume(
     network: nn.Module,
     image: Tensor,
@@ -71,6 +208,7 @@ def predict_volume(
     patch: Sequence[int],
     divisor: Sequence[int],
     *,
+    classes: int,
     roi: Tensor | None = None,
     offsets: Tensor | None = None,
 ) -> Tensor:
@@ -78,166 +216,54 @@ def predict_volume(
 
     Args:
         network: In eval mode; gives a tuple of logits, finest first. It may have a `margin`.
-        image: (C, I, J, K) float32 on the network's device.
+        image: (C, I, J, K) float32.
         settings: Mode, overlap, flips (axes by number: `config.numbered`), precision.
         patch: Window (i, j, k) where the settings name none.
         divisor: What a window's size must be divisible by, per axis.
+        classes: Of the network.
         roi: (I, J, K) bool, the region of interest, not empty; None: everywhere.
         offsets: (classes,) added to the logits, e.g. logarithms of ratios of priors.
 
     Returns:
-        (classes, I, J, K) float32: softmax, averaged over the flips; background outside the region.
+        (classes, I, J, K) float32: the softmax of logits, which are averaged over the flips;
+        background outside the region.
 
     Raises:
         NonFiniteError: A logit is not finite.
+        OutOfMemoryError: There is not enough memory for one window.
     """
     settings = settings.model_copy(update={"patch": settings.patch or tuple(patch)})
-    flips = _flips(numbers(settings.flip, None))
-    box = everything(image)
-    if roi is not None and settings.mode != "resize":  # whose sampler takes all of a volume too
-        box = bounds(roi)
-    total: Tensor | None = None
-    with autocast(image.device, settings.precision):
-        for axes in flips:
-            turned = [axis + 1 for axis in axes]
-            logits = _logits(
-                network,
-                image.flip(turned),
-                settings,
-                divisor,
-                mirrored(box, axes, image.shape[1:]),
-                None if roi is None else roi.flip(axes),
-            )
-            if not bool(torch.isfinite(logits).all()):
-                raise NonFiniteError(f"the network gave {_count(logits)}")
-            if offsets is not None:
-                logits += offsets.to(logits)[:, None, None, None]
-            share = logits.flip(turned).softmax(0)
-            total = share if total is None else total.add_(share)
-    assert total is not None
-    total.div_(len(flips))
-    return total if roi is None else _background_outside(total, box, roi)
+    one = Pass.of(network, image, settings, divisor, classes, roi=roi, offsets=offsets)
+    out = torch.zeros(classes, *image.shape[1:], device=image.device)
+    out[0] = 1
+    for part in one.parts(one.seen, settings.memory * _MIB):
+        for block, shares in zip(part, one.shares(part), strict=True):
+            out[(slice(None), *block)] = shares
+    return out
 
 
-def _logits(
+def predict_labels(
     network: nn.Module,
     image: Tensor,
     settings: Inference,
+    patch: Sequence[int],
     divisor: Sequence[int],
-    box: Box,
-    roi: Tensor | None,
+    *,
+    classes: int,
+    roi: Tensor | None = None,
+    offsets: Tensor | None = None,
 ) -> Tensor:
-    """The logits (classes, *box); 0 where no window came, which is outside the region."""
-    size = [part.stop - part.start for part in box]
-    if settings.mode == "resize":
-        return _resized(network, image[(slice(None), *box)], settings)
-    window, is_whole = settings.patch or (), _is_whole(settings, size)
-    if is_whole:
-        window = tuple(-(-n // d) * d for n, d in zip(size, divisor, strict=True))
-    margin = getattr(network, "margin", ZERO)
-    if any(margin) and not settings.overlap and not is_whole:
-        room = tuple(tiled(part, step) for part, step in zip(box, window, strict=True))
-    else:
-        room = tuple(
-            grown(part, n, least, centred=not is_whole)
-            for part, n, least in zip(box, image.shape[1:], window, strict=True)
-        )
-    image = cut(image, room, margin)
-    if is_whole:
-        (logits,) = _run(network, image, [ZERO], window, margin)
-    else:
-        inside = None if roi is None else cut(roi[None].float(), room, ZERO)[0] > 0
-        logits = _stitched(network, image, settings, margin, inside)
-    inner = (
-        slice(part.start - large.start, part.stop - large.start)
-        for part, large in zip(box, room, strict=True)
-    )
-    result: Tensor = logits[(slice(None), *inner)]
-    return result
+    """Predict the likeliest class of each voxel, in memory that hardly grows with the classes.
 
+    Arguments and errors are those of `predict_volume`.
 
-def _is_whole(settings: Inference, shape: Sequence[int]) -> bool:
-    if settings.mode == "auto":
-        return torch.Size(shape).numel() <= settings.whole_voxels
-    return settings.mode == "whole"
-
-
-def _stitched(
-    network: nn.Module, image: Tensor, settings: Inference, margin: Triple, roi: Tensor | None
-) -> Tensor:
-    """Slide over a volume that has its margin around it."""
-    window = settings.patch or ()
-    size = [n - 2 * m for n, m in zip(image.shape[1:], margin, strict=True)]
-    weight = compute_importance_map(
-        window, mode="gaussian", sigma_scale=_SIGMA, device=image.device
-    ).clamp_min(_LEAST_WEIGHT)
-    total, weights = torch.zeros(0), torch.zeros(size, device=image.device)
-    places = _places(size, window, settings.overlap, roi)
-    for n in range(0, len(places), settings.batch):
-        some = places[n : n + settings.batch]
-        for place, logits in zip(some, _run(network, image, some, window, margin), strict=True):
-            if not len(total):
-                total = torch.zeros(len(logits), *size, device=image.device)
-            here = tuple(slice(at, at + w) for at, w in zip(place, window, strict=True))
-            total[(slice(None), *here)].addcmul_(logits, weight)
-            weights[here] += weight
-    return total.div_(weights.clamp_min_(torch.finfo(weights.dtype).tiny))
-
-
-def _places(
-    size: Sequence[int], window: Sequence[int], overlap: float, roi: Tensor | None
-) -> list[Triple]:
-    """Where windows begin that hold a voxel of the region."""
-    axes = [starts(n, w, overlap) for n, w in zip(size, window, strict=True)]
-    i, j, k = window
-    return [
-        (a, b, c)
-        for a, b, c in product(*axes)
-        if roi is None or bool(roi[a : a + i, b : b + j, c : c + k].any())
-    ]
-
-
-def _run(
-    network: nn.Module,
-    image: Tensor,
-    places: Sequence[Triple],
-    window: Sequence[int],
-    margin: Triple,
-) -> Tensor:
-    """The logits (N, classes, *window) of windows that begin at `places`, without the margin."""
-    i, j, k = (w + 2 * m for w, m in zip(window, margin, strict=True))
-    windows = [image[:, a : a + i, b : b + j, c : c + k] for a, b, c in places]
-    logits: Tensor = network(torch.stack(windows))[0]
-    return logits.float()
-
-
-def _resized(network: nn.Module, image: Tensor, settings: Inference) -> Tensor:
-    """One pass over a volume resized to the window, as the sampler `resize` trains."""
-    window = settings.patch or ()
-    small = functional.interpolate(image[None], window, mode="trilinear")[0]
-    margin = getattr(network, "margin", ZERO)
-    small = cut(small, [slice(0, n) for n in window], margin)
-    logits = _run(network, small, [ZERO], window, margin)
-    return functional.interpolate(logits, image.shape[1:], mode="trilinear")[0]
-
-
-def _background_outside(shares: Tensor, box: Box, roi: Tensor) -> Tensor:
-    """Class probabilities of the whole volume from those of the region's box."""
-    whole = torch.zeros(len(shares), *roi.shape, device=shares.device)
-    whole[0] = 1
-    inside = roi[box]
-    whole[(slice(None), *box)] = torch.where(inside, shares, whole[(slice(None), *box)])
-    return whole
-
-
-def _flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
-    """All combinations of mirrored axes: 2 to the power of their number."""
-    combinations: list[tuple[int, ...]] = [()]
-    for axis in axes:
-        combinations += [(*done, axis) for done in combinations]
-    return combinations
-
-
-def _count(logits: Tensor) -> str:
-    bad = int((~torch.isfinite(logits)).sum())
-    return f"{bad} non-finite logits of {logits.numel()}; lower train.lr or use precision fp32"
+    Returns:
+        (I, J, K) uint8 class indices.
+    """
+    settings = settings.model_copy(update={"patch": settings.patch or tuple(patch)})
+    one = Pass.of(network, image, settings, divisor, classes, roi=roi, offsets=offsets)
+    out = torch.zeros(image.shape[1:], dtype=torch.uint8, device=image.device)
+    for part in one.parts(one.seen, settings.memory * _MIB):
+        for block, scores in zip(part, one.scores(part), strict=True):
+            out[block] = scores.argmax(0).to(out)
+    return out

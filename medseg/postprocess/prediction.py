@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from medseg.errors import DataError
 from medseg.volumes.geometry import voxel_size
 from medseg.volumes.image import Affine, Array
+
+
+class Stack(Protocol):
+    """Volumes of one grid that are read one at a time, as often as one likes."""
+
+    shape: tuple[int, int, int, int]
+
+    def __len__(self) -> int:
+        """How many volumes there are."""
+
+    def __iter__(self) -> Iterator[Array]:
+        """Each (I, J, K)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +36,8 @@ class Prediction:
         probabilities: (classes, I, J, K) float32, where they were asked for, or a step to come
             needs them.
         mask: (I, J, K) bool, the case's region of interest, where it has one.
+        stack: The probabilities on disk, where they are only to be written.
+        uncertainty: (I, J, K) float32, where it was asked for.
     """
 
     labels: Array
@@ -30,6 +45,8 @@ class Prediction:
     affine: Affine
     probabilities: Array | None = None
     mask: Array | None = None
+    stack: Stack | None = None
+    uncertainty: Array | None = None
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -71,3 +88,8 @@ Step = Callable[[Prediction], Prediction]
 def needs_probabilities(step: object) -> bool:
     """Whether a postprocessor, or its class, says that it needs class probabilities."""
     return bool(getattr(step, "needs_probabilities", False))
+
+
+def is_pointwise(step: object) -> bool:
+    """Whether what a postprocessor makes of a voxel depends on that voxel's probabilities alone."""
+    return bool(getattr(step, "pointwise", False))

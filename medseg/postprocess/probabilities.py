@@ -108,6 +108,7 @@ class OperatingPoint:
         self.is_each = isinstance(threshold, tuple)
         self.thresholds = np.asarray(thresholds, np.float32)[:, None, None, None]
         self.small = MinVolume(min_mm3, connectivity, together=not self.is_each)
+        self.pointwise = not min_mm3
 
     def __call__(self, prediction: Prediction) -> Prediction:
         """Return the prediction with what is likely and large enough."""
@@ -136,6 +137,7 @@ class PriorCorrection:
 
     needs_probabilities = True
     gives_probabilities = True
+    pointwise = True
     tunable: ClassVar[dict[str, tuple[Any, ...]]] = {
         "log_odds": (-3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0),
     }
@@ -181,6 +183,7 @@ class Regions:
     """
 
     needs_probabilities = True
+    pointwise = True
     tunable: ClassVar[dict[str, tuple[Any, ...]]] = {"threshold": (0.3, 0.4, 0.5, 0.6, 0.7)}
 
     def __init__(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from medseg.errors import ConfigError
-from medseg.postprocess.prediction import Prediction, Step, needs_probabilities
+from medseg.postprocess.prediction import Prediction, Step, is_pointwise, needs_probabilities
 from medseg.registry import unknown
 from medseg.volumes.dataset import Labels
 
@@ -31,6 +31,7 @@ class Protected:
 
     def __init__(self, step: Step, protect: Iterable[str], labels: Labels) -> None:
         self.step, self.needs_probabilities = step, needs_probabilities(step)
+        self.pointwise = is_pointwise(step)
         columns = []
         for name in protect:
             if name not in labels.classes:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from medseg.config.schema import Config
-from medseg.inference.window import NonFiniteError, predict_volume
+from medseg.inference.window import NonFiniteError, predict_labels
 from medseg.networks.assembly import Network
 from medseg.networks.checkpoint import Priors
 from medseg.training.cache import CachedCase
@@ -30,7 +30,7 @@ def validate(
     Raises:
         NonFiniteError: The network gave NaN or infinity; the message names the case.
     """
-    device = next(network.parameters()).device
+    device, classes = next(network.parameters()).device, len(labels.values) + 1
     settings, divisor = config.numbered.inference, network.divisor
     offsets = None
     if priors is not None and settings.prior_correction:
@@ -41,13 +41,13 @@ def validate(
         mask = case.mask()
         region = None if mask is None else torch.from_numpy(np.array(mask)).to(device)
         try:
-            shares = predict_volume(
+            found = predict_labels(
                 network, image, settings, config.train.patch, divisor,
-                roi=region if settings.roi else None, offsets=offsets,
+                classes=classes, roi=region if settings.roi else None, offsets=offsets,
             )  # fmt: skip
         except NonFiniteError as error:
             raise NonFiniteError(f"validation case {case.id!r}: {error}") from error
-        predicted, truth = shares.argmax(0).cpu().numpy(), np.asarray(case.label())
+        predicted, truth = found.cpu().numpy(), np.asarray(case.label())
         if config.evaluation.roi and mask is not None:
             truth = np.where(mask, truth, IGNORE_INDEX)
         for name, dice in _dice(predicted, truth, labels).items():

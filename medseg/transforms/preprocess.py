@@ -79,8 +79,12 @@ class Preprocessor:
         self.fitted = fitted
         self._normalise = build(settings.normalise, channels, fitted)
 
-    def __call__(self, case: LoadedCase) -> Prepared:
+    def __call__(self, case: LoadedCase, scale: float = 1.0) -> Prepared:
         """Prepare one case.
+
+        Args:
+            case: As loaded.
+            scale: How many times more voxels an axis gets than the settings say.
 
         Raises:
             DataError: Nothing is left within its region of interest.
@@ -97,7 +101,7 @@ class Preprocessor:
         image = image[(slice(None), *box)]
         label, mask, weights = (None if a is None else a[box] for a in (label, mask, weights))
         stored = voxel_size(reorient.affine(affine, shape))
-        target = self._shape(image.shape[1:], stored)
+        target = self._shape(image.shape[1:], stored, scale)
         data = {"image": resample(image, target)}
         if mask is not None:
             data["mask"] = mask = _resampled_mask(mask, target, case)
@@ -119,12 +123,11 @@ class Preprocessor:
             missing=case.missing,
         )
 
-    def _shape(self, shape: Sequence[int], stored: Spacing) -> Shape:
-        if self.spacing is None:
-            return _triple(shape)
+    def _shape(self, shape: Sequence[int], stored: Spacing, scale: float) -> Shape:
+        wanted = stored if self.spacing is None else self.spacing
         return _triple(
-            max(1, round(n * old / new))
-            for n, old, new in zip(shape, stored, self.spacing, strict=True)
+            max(1, round(scale * n * old / new))
+            for n, old, new in zip(shape, stored, wanted, strict=True)
         )
 
 

@@ -122,6 +122,13 @@ class Route:
     box: Box
     resampled: Shape
 
+    @classmethod
+    def identity(cls, shape: Sequence[int]) -> Route:
+        """The route of a volume (I, J, K) that is the network's as it is."""
+        i, j, k = shape
+        whole = (slice(0, i), slice(0, j), slice(0, k))
+        return cls((i, j, k), Reorient((0, 1, 2), (False, False, False)), whole, (i, j, k))
+
     @cached_property
     def kept(self) -> Box:
         """The part that was kept, in the input's grid."""

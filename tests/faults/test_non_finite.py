@@ -13,12 +13,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from medseg import api
 from medseg.config import load
 from medseg.config.schema import Inference
 from medseg.errors import MedsegError
-from medseg.inference.predictor import Predictor
+from medseg.inference.member import Member
 from medseg.inference.window import NonFiniteError, predict_volume
 from medseg.registry import LOSSES
 from medseg.training import loop
@@ -29,7 +30,15 @@ Recipe = Callable[..., Path]
 SHORT = {"train.budget": {"steps": 4}, "train.validate_every": 2, "train.validation_cases": 1}
 
 
-def poison(value: float, *places: tuple[int, ...]) -> Any:
+class Network(nn.Module):
+    """A function as a network."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.forward = function
+
+
+def poison(value: float, *places: tuple[int, ...]) -> Network:
     """A network whose logits are not finite at some voxels of its input."""
 
     def forward(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -38,7 +47,7 @@ def poison(value: float, *places: tuple[int, ...]) -> Any:
             logits[(slice(None), 1, *place)] = value
         return (logits,)
 
-    return forward
+    return Network(forward)
 
 
 @pytest.mark.parametrize("mode", ["window", "whole"])
@@ -50,8 +59,8 @@ def test_a_single_logit_that_is_not_finite_is_an_error(
     settings = Inference.model_validate({"mode": mode, "precision": "fp32"})
     image = torch.randn(1, 12, 8, 8)
     with pytest.raises(NonFiniteError, match=r"\d+ non-finite logits of"):
-        predict_volume(poison(value, place), image, settings, (8, 8, 8), (4, 4, 4))
-    predict_volume(poison(5.0, place), image, settings, (8, 8, 8), (4, 4, 4))
+        predict_volume(poison(value, place), image, settings, (8, 8, 8), (4, 4, 4), classes=2)
+    predict_volume(poison(5.0, place), image, settings, (8, 8, 8), (4, 4, 4), classes=2)
 
 
 def test_a_flip_that_is_not_finite_counts_too() -> None:
@@ -62,22 +71,24 @@ def test_a_flip_that_is_not_finite_counts_too() -> None:
     calls: list[int] = []
     settings = Inference.model_validate({"mode": "whole", "flip": (0,)}, strict=False)
     with pytest.raises(NonFiniteError):
-        predict_volume(once, torch.randn(1, 8, 8, 8), settings, (8, 8, 8), (4, 4, 4))
+        predict_volume(
+            Network(once), torch.randn(1, 8, 8, 8), settings, (8, 8, 8), (4, 4, 4), classes=2
+        )
 
 
 def test_it_fails_one_case_and_never_becomes_background(
     model: Callable[..., Path], heads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probabilities = Predictor.probabilities
+    over = Member.over
     seen: list[int] = []
 
-    def sometimes(self: Predictor, prepared: Any) -> Any:
+    def sometimes(self: Member, prepared: Any) -> Any:
         seen.append(1)
         if len(seen) == 2:
             prepared.image[:] = np.nan
-        return probabilities(self, prepared)
+        return over(self, prepared)
 
-    monkeypatch.setattr(Predictor, "probabilities", sometimes)
+    monkeypatch.setattr(Member, "over", sometimes)
     outcome = api.predict(model(), heads / "imagesTr", tmp_path / "out", device="cpu", quiet=True)
     assert list(outcome.failed) == ["head_002"]
     assert "non-finite logits" in outcome.failed["head_002"]

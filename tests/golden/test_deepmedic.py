@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 import medseg_plugins  # noqa: F401
 from medseg.errors import ConfigError
-from medseg.inference.predictor import Predictor
+from medseg.inference.predictor import Predictor, Ready
 from medseg.networks.describe import parameter_count
 from medseg.registry import NETWORKS
 from medseg.testing import check_network
-from medseg.transforms.preprocess import Preprocessor
 from medseg.volumes.dataset import Case, Channel
 from medseg_plugins.deepmedic_blocks import add_centre
 from medseg_plugins.deepmedic_joint import repeated
@@ -284,7 +283,7 @@ def test_published_weights_give_the_published_labels(imported: Path) -> None:
     predictor = Predictor.load(imported, device="cpu")
     files = tuple(Channel(CASE / f"{name}.nii.gz") for name in FILES.values())
     loaded = predictor.load_case(Case("glioma", files))
-    prepared = Preprocessor(predictor.config.preprocess, None)(loaded)
+    ((prepared,),) = predictor.prepare(loaded).prepared
     expected, truth = (
         np.asanyarray(nib.load(CASE / f"{name}.nii.gz").dataobj)  # type: ignore[attr-defined]
         for name in ("deepmedic_captk_prediction", "seg-BraTS23_1")
@@ -292,8 +291,8 @@ def test_published_weights_give_the_published_labels(imported: Path) -> None:
     brain = prepared.mask
     assert brain is not None
     tiles = tiles_with(expected > 0, brain)
-    shares = predictor.probabilities(replace(prepared, mask=tiles))
-    got = np.where(brain, predictor.labels.to_values(shares.argmax(0).astype(np.uint8)), 0)
+    found = predictor.run(Ready(loaded, ((replace(prepared, mask=tiles, region=tiles),),)))
+    got = predictor.labels.to_values(found.labels)
     assert (got == expected)[brain].mean() >= 0.9999
     groups = {"whole": ((1, 2, 4), (1, 2, 3)), "core": ((1, 4), (1, 3)), "enhancing": ((4,), (3,))}
     dice = {}

@@ -118,7 +118,7 @@ def test_prediction_flips_the_axis_that_is_named() -> None:
     by_number = loads(TEXT + more.replace("LR", "1"), "/")
     image = torch.rand(1, 4, 4, 4, generator=torch.Generator().manual_seed(0)) * 100
     found, expected, plain = (
-        predict_volume(Place(), image, settings, (4, 4, 4), (1, 1, 1))
+        predict_volume(Place(), image, settings, (4, 4, 4), (1, 1, 1), classes=2)
         for settings in (
             config.numbered.inference,
             by_number.inference,
@@ -128,7 +128,7 @@ def test_prediction_flips_the_axis_that_is_named() -> None:
     assert torch.equal(found, expected)
     assert not torch.equal(found, plain)
     with pytest.raises(ConfigError, match="'LR' needs to know"):
-        predict_volume(Place(), image, config.inference, (4, 4, 4), (1, 1, 1))
+        predict_volume(Place(), image, config.inference, (4, 4, 4), (1, 1, 1), classes=2)
 
 
 def test_a_mix_needs_a_batch() -> None:

@@ -149,7 +149,7 @@ def test_a_prediction_is_prepared_as_the_training_was(trained: tuple[Path, Path]
     (folder,) = (run / "cache").glob("head_001-*")
     predictor = Predictor.load(run, device="cpu")
     (case,) = [case for case in setup.dataset.cases if case.id == "head_001"]
-    prepared = predictor._preprocess(load_case(case, setup.dataset))
+    ((prepared,),) = predictor.prepare(load_case(case, setup.dataset)).prepared
     np.testing.assert_array_equal(prepared.image, np.load(folder / "image.npy"))
     np.testing.assert_array_equal(prepared.mask, np.load(folder / "mask.npy"))
 

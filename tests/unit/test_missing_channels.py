@@ -24,7 +24,7 @@ from medseg.evaluation import subsets
 from medseg.evaluation.scores import CaseScores, score_case
 from medseg.evaluation.subsets import Subset, dice, gathered
 from medseg.inference import batch
-from medseg.inference.predictor import Predictor
+from medseg.inference.predictor import Predictor, Ready
 from medseg.inference.subsets import score_subsets
 from medseg.training import loop
 from medseg.transforms import augment
@@ -102,12 +102,12 @@ def test_it_is_as_if_the_network_saw_zeros(network: Path, files: list[Path]) -> 
         warnings.simplefilter("error")  # it has been said
         second = predictor.predict([None, files[1]])
     whole = predictor.load_case(Case("a", tuple(map(Channel, files))))
-    prepared = predictor._preprocess(whole)
+    ((prepared,),) = predictor.prepare(whole).prepared
     for lacking, prediction in ((1, found), (0, second)):
         blank = prepared.image.copy()
         blank[lacking] = 0
-        shares = predictor.probabilities(replace(prepared, image=blank))
-        np.testing.assert_array_equal(prepared.route.back(shares).argmax(0), prediction.labels)
+        expected = predictor.run(Ready(whole, ((replace(prepared, image=blank),),)))
+        np.testing.assert_array_equal(expected.labels, prediction.labels)
         assert prediction.labels.any()
     assert (found.labels != second.labels).any()
 

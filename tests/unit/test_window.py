@@ -38,8 +38,9 @@ def settings(**options: Any) -> Inference:
     return Inference.model_validate(values, strict=False)
 
 
-def predict(net: nn.Module, image: Tensor, **options: Any) -> Tensor:
-    return predict_volume(net.eval(), image, settings(**options), PATCH, (4, 4, 4))
+def predict(net: nn.Module, image: Tensor, roi: Tensor | None = None, **options: Any) -> Tensor:
+    chosen = settings(**options)
+    return predict_volume(net.eval(), image, chosen, PATCH, (4, 4, 4), classes=3, roi=roi)
 
 
 def volume(*shape: int) -> Tensor:
@@ -106,15 +107,14 @@ def test_auto_takes_one_pass_up_to_the_limit() -> None:
 
 @pytest.mark.parametrize("mode", ["window", "whole"])
 @pytest.mark.parametrize("axes", [(0,), (2,), (0, 1), (0, 1, 2)])
-def test_flips_are_averaged_as_probabilities(mode: str, axes: tuple[int, ...]) -> None:
+def test_flips_are_averaged_as_logits(mode: str, axes: tuple[int, ...]) -> None:
     net, image = Net(), volume(12, 8, 16)
-    expected, count = torch.zeros(3, 12, 8, 16), 0
+    expected = torch.zeros(3, 12, 8, 16)
     for bits in range(2 ** len(axes)):
         chosen = [axis + 1 for n, axis in enumerate(axes) if bits >> n & 1]
-        expected += predict(net, image.flip(chosen), mode=mode).flip(chosen)
-        count += 1
+        expected += predict(net, image.flip(chosen), mode=mode).flip(chosen).log()
     out = predict(net, image, mode=mode, flip=axes)
-    torch.testing.assert_close(out, expected / count)
+    torch.testing.assert_close(out, (expected / 2 ** len(axes)).softmax(0))
     assert not torch.allclose(out, predict(net, image, mode=mode))
     torch.testing.assert_close(out.sum(0), torch.ones(12, 8, 16))
 
@@ -204,7 +204,9 @@ def test_a_region_is_predicted_and_the_rest_is_background(make: Any, mode: str) 
     net, image = make(), volume(40, 36, 32)
     roi = region(40, 36, 32, box=(slice(13, 23), slice(3, 30), slice(20, 29)))
     roi[15:20, 10:20] = False
-    out = predict_volume(net.eval(), image, settings(mode=mode), PATCH, (4, 4, 4), roi=roi)
+    out = predict_volume(
+        net.eval(), image, settings(mode=mode), PATCH, (4, 4, 4), classes=3, roi=roi
+    )
     count = len(net.shapes)
     everywhere = predict(net, image, mode=mode)
     assert torch.equal(out[:, ~roi], torch.eye(3)[0][:, None].expand(3, int((~roi).sum())))
@@ -219,12 +221,11 @@ def test_a_region_is_predicted_and_the_rest_is_background(make: Any, mode: str) 
 def test_windows_without_a_voxel_of_the_region_are_left_out() -> None:
     net, image = Net(), volume(32, 8, 8)
     roi = region(32, 8, 8, box=(slice(0, 3), ...)) | region(32, 8, 8, box=(slice(29, 32), ...))
-    out = predict_volume(net, image, settings(overlap=0), PATCH, (4, 4, 4), roi=roi)
+    out = predict(net, image, roi, overlap=0)
     assert len(net.shapes) == 2
     alone = predict(net, image[:, :8])
     torch.testing.assert_close(out[:, :3], alone[:, :3])
-    flipped = settings(overlap=0, flip=(0,))
-    assert predict_volume(net, image, flipped, PATCH, (4, 4, 4), roi=roi).isfinite().all()
+    assert predict(net, image, roi, overlap=0, flip=(0,)).isfinite().all()
 
 
 class Placed(nn.Module):
@@ -240,7 +241,9 @@ class Placed(nn.Module):
 def test_windows_with_a_margin_lie_side_by_side_without_overlap() -> None:
     """From the region's first voxel on; the last one reaches beyond it, and beyond the volume."""
     roi = region(22, 9, 8, box=(slice(3, 22), ...))
-    out = predict_volume(Placed(), volume(22, 9, 8), settings(overlap=0), PATCH, (1, 1, 1), roi=roi)
+    out = predict_volume(
+        Placed(), volume(22, 9, 8), settings(overlap=0), PATCH, (1, 1, 1), classes=2, roi=roi
+    )
     places = (out[0] / out[1]).log()[3:, 0, 0].round().int().tolist()
     assert places == [*range(8), *range(8), *range(3)]
 
@@ -248,7 +251,7 @@ def test_windows_with_a_margin_lie_side_by_side_without_overlap() -> None:
 def test_a_region_smaller_than_a_window_gets_its_context() -> None:
     net, image = Net(), volume(32, 32, 32)
     roi = region(32, 32, 32, box=(slice(16, 18), slice(31, 32), slice(0, 1)))
-    out = predict_volume(net, image, settings(), PATCH, (4, 4, 4), roi=roi)
+    out = predict(net, image, roi)
     torch.testing.assert_close(
         out[:, 16:18, 31, 0], predict(net, image[:, 13:21, 24:, :8])[:, 3:5, 7, 0]
     )
@@ -260,15 +263,16 @@ def test_a_volume_resized_to_the_window_comes_back_at_its_size() -> None:
     assert net.shapes == [(1, 1, *PATCH)]
     assert out.shape == (3, 16, 12, 20)
     small = nn.functional.interpolate(image[None], PATCH, mode="trilinear")
-    back = nn.functional.interpolate(net.conv(small), (16, 12, 20), mode="trilinear")
-    torch.testing.assert_close(out, back[0].detach().softmax(0))
+    shares = net.conv(small).detach().softmax(1)  # probabilities are interpolated, not logits
+    back = nn.functional.interpolate(shares, (16, 12, 20), mode="trilinear")
+    torch.testing.assert_close(out, back[0])
 
 
 def test_offsets_move_the_odds() -> None:
     net, image = Net(), volume(8, 8, 8)
     offsets = torch.tensor([0.0, 1.5, -2.0])
     plain, moved = predict(net, image), predict_volume(
-        net, image, settings(), PATCH, (4, 4, 4), offsets=offsets
+        net, image, settings(), PATCH, (4, 4, 4), classes=3, offsets=offsets
     )  # fmt: skip
     expected = plain * offsets.exp()[:, None, None, None]
     torch.testing.assert_close(moved, expected / expected.sum(0))

@@ -1,0 +1,98 @@
+"""One trained network with its way from a case and back: a predictor has one, or an ensemble."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medseg.config.schema import Config
+from medseg.errors import ConfigError
+from medseg.inference.runner import autocast
+from medseg.inference.window import Pass, check_patch
+from medseg.networks.assembly import build_network
+from medseg.networks.checkpoint import Checkpoint, restore
+from medseg.transforms.fitted import Fitted
+from medseg.transforms.preprocess import Prepared, Preprocessor
+from medseg.volumes.load import LoadedCase
+
+
+class Member:
+    """A network, ready to predict.
+
+    Args:
+        checkpoint: The trained model.
+        config: Its config, as it is to be used.
+        device: Where it runs.
+
+    Raises:
+        ConfigError: A setting does not suit the network or the model.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: Config, device: torch.device) -> None:
+        self.checkpoint, self.config, self.device = checkpoint, config, device
+        self.classes = len(checkpoint.labels.values) + 1
+        channels = checkpoint.channels
+        self.network = build_network(config.model, len(channels), self.classes, config.seed)
+        check_patch(config, self.divisor)
+        autocast(device, config.inference.precision)  # refuses what the device lacks
+        restore(self.network, checkpoint)
+        self.network.to(device).eval()
+        self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self._preprocess = Preprocessor(
+            config.preprocess,
+            checkpoint.spacing,
+            config.plugins,
+            channels=channels,
+            fitted=Fitted.of(checkpoint.fitted, channels, checkpoint.source),
+        )
+        self._offsets = _offsets(checkpoint)
+
+    @property
+    def divisor(self) -> tuple[int, int, int]:
+        """What the network's input must be divisible by."""
+        i, j, k = self.network.divisor
+        return i, j, k
+
+    def prepare(self, case: LoadedCase) -> list[Prepared]:
+        """Bring a case to the network's grid, once for each of `inference.scales`."""
+        return [self._preprocess(case, scale) for scale in self.config.inference.scales or (1.0,)]
+
+    def over(self, prepared: Prepared) -> Pass:
+        """The network over a case that has been prepared."""
+        settings = self.config.numbered.inference
+        patch = settings.patch or self.config.train.patch
+        roi = region = None
+        if settings.roi:
+            assert prepared.mask is not None  # the config has a source, and a mask was asked for
+            assert prepared.region is not None
+            roi, region = torch.from_numpy(prepared.mask), torch.from_numpy(prepared.region)
+        return Pass.of(
+            self.network, torch.from_numpy(prepared.image),
+            settings.model_copy(update={"patch": patch}), self.divisor, self.classes,
+            route=prepared.route, roi=roi, region=region, offsets=self._offsets,
+        )  # fmt: skip
+
+
+def _offsets(checkpoint: Checkpoint) -> Tensor | None:
+    """What `inference.prior_correction` adds to the logits.
+
+    Raises:
+        ConfigError: The model does not know how common its classes are.
+    """
+    strength = checkpoint.config.inference.prior_correction
+    if not strength:
+        return None
+    if checkpoint.priors is None:
+        raise ConfigError(
+            f"inference.prior_correction: {checkpoint.source} does not say how common its classes "
+            "were in training; set it to 0, or use the postprocessor prior_correction",
+            ("inference", "prior_correction"),
+        )
+    if checkpoint.priors.roi != checkpoint.config.inference.roi:
+        counted = "regions of interest" if checkpoint.priors.roi else "whole volumes"
+        raise ConfigError(
+            f"inference.prior_correction: {checkpoint.source} knows how common its classes are in "
+            f"{counted}; leave inference.roi as it was trained, or set prior_correction to 0",
+            ("inference", "prior_correction"),
+        )
+    return torch.tensor(checkpoint.priors.offsets(strength))
