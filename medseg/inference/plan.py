@@ -73,8 +73,7 @@ def plan(
     """Lay windows over a volume.
 
     With a region of interest they cover its bounding box; those without any of its voxels are left
-    out, and so are, with `skip_constant`, those in which no channel varies (but for one of them,
-    where there is no other).
+    out, and so are, with `skip_constant`, those in which no channel varies.
 
     Args:
         image: (C, I, J, K) float32.
@@ -103,8 +102,7 @@ def plan(
     inside = None if roi is None else cut(roi[None].float(), room, ZERO)[0] > 0
     places: list[Triple] = [place for place in product(a, b, c) if _holds(inside, place, window)]
     if settings.skip_constant:
-        seen = [place for place in places if _varies(whole, place)]
-        places = seen or places[:1]
+        places = [place for place in places if _varies(whole, place)]
     return Plan(image, box, room, window, margin, tuple(places))
 
 

@@ -154,13 +154,15 @@ class Stitcher:
 
     Args:
         run: The network.
+        classes: How many logits a voxel has.
         batch: Windows of one pass.
     """
 
-    def __init__(self, run: Runner, batch: int) -> None:
-        self._run, self._batch = run, batch
+    def __init__(self, run: Runner, classes: int, batch: int) -> None:
+        self._run, self._classes, self._batch = run, classes, batch
         self._home = run.device  # where sums are kept
         self._weights: Tensor | None = None
+        self._spare: dict[int, list[Tensor]] = {}  # memory of cells that are done, by its length
 
     @torch.inference_mode()
     def __call__(self, schedule: Schedule) -> Iterator[Tensor]:
@@ -170,7 +172,6 @@ class Stitcher:
             OutOfMemoryError: There is not enough memory for one window at a time.
             NonFiniteError: A logit is not finite.
         """
-        classes = 1
         for cell in {cell for step in schedule.steps for cell in step.cells}:
             cell.left, cell.total = len(cell.windows), None
         queue = [number for step in schedule.steps for number in step.windows]
@@ -181,13 +182,14 @@ class Stitcher:
                 some = queue[done : done + self._batch]
                 logits = self._attempt(schedule, some)
                 if logits is not None:
-                    done, classes = done + len(some), logits.shape[1]
-                    for number, window in zip(some, logits, strict=True):
-                        self._add(schedule, number, window)
-            yield _assembled(step, classes, self._home)
+                    done += len(some)
+                    for n_th, number in enumerate(some):
+                        self._add(schedule, number, logits[n_th])
+                del logits  # not to be held while the next ones are made
+            yield _assembled(step, self._classes, self._home)
             for cell in step.cells:
                 if cell.last == n:
-                    cell.total = None
+                    self._forget(cell)
 
     def _attempt(self, schedule: Schedule, some: list[int]) -> Tensor | None:
         """The logits of some windows, with room for them; None: try again with less."""
@@ -211,6 +213,7 @@ class Stitcher:
             self._batch = len(some) // 2
         else:
             self._home = torch.device("cpu")
+            self._spare.clear()
             for cells in schedule.of_window:
                 for cell in cells:
                     cell.total = None if cell.total is None else cell.total.cpu()
@@ -220,7 +223,8 @@ class Stitcher:
     def _make_room(self, schedule: Schedule, number: int, logits: Tensor) -> None:
         for cell in schedule.of_window[number]:
             if cell.total is None and len(schedule.plan.places) > 1:
-                cell.total = _zeros(cell.box, logits)
+                spare = self._spare.get(cell.voxels * len(logits))
+                cell.total = _zeros(cell.box, logits, spare.pop() if spare else None)
 
     def _add(self, schedule: Schedule, number: int, logits: Tensor) -> None:
         """Add a window to its cells: in place, so that it cannot fail halfway."""
@@ -248,18 +252,34 @@ class Stitcher:
         if float(weights.min()) == 0:
             cell.total[1:, weights == 0] = -torch.inf
 
+    def _forget(self, cell: Cell) -> None:
+        if cell.total is not None and cell.left == 0 and len(cell.windows) > 1:
+            memory = cell.total.as_strided((cell.total.numel(),), (1,))
+            self._spare.setdefault(len(memory), []).append(memory)
+        cell.total = None
+
     def _weight(self, plan: Plan) -> Tensor:
         if self._weights is None or self._weights.device != self._home:
             self._weights = plan.weight.to(self._home)
         return self._weights
 
 
-def _zeros(box: Box, like: Tensor) -> Tensor:
-    """Zeros (classes, *box) whose classes are innermost where those of `like` are."""
+def _zeros(box: Box, like: Tensor, memory: Tensor | None = None) -> Tensor:
+    """Zeros (classes, *box) whose classes are innermost where those of `like` are.
+
+    Args:
+        box: For its size.
+        like: (classes, i, j, k).
+        memory: As many values, to be used again; None: new ones.
+    """
     i, j, k = size(box)
+    if memory is None:
+        memory = torch.zeros(len(like) * i * j * k, device=like.device)
+    else:
+        memory.zero_()
     if like.stride(0) == 1:
-        return torch.zeros(i, j, k, len(like), device=like.device).permute(3, 0, 1, 2)
-    return torch.zeros(len(like), i, j, k, device=like.device)
+        return memory.view(i, j, k, len(like)).permute(3, 0, 1, 2)
+    return memory.view(len(like), i, j, k)
 
 
 def _shared(box: Box, place: Triple, window: Triple) -> tuple[Box, Box]:

@@ -165,9 +165,13 @@ class Pass:
             else:
                 yield self._background(block, nothing)
 
+    @cached_property
+    def _stitcher(self) -> Stitcher:
+        return Stitcher(self.run, self.classes, self.batch)
+
     def _logits(self, blocks: Sequence[Box]) -> Iterator[Tensor]:
         schedule = order.schedule(self.plan, self.route, blocks)
-        for logits in Stitcher(self.run, self.batch)(schedule):
+        for logits in self._stitcher(schedule):
             yield logits if self.offsets is None else logits + self.offsets.to(logits)
 
     def _background(self, block: Box, nothing: float) -> Tensor:
