@@ -95,7 +95,7 @@ def test_parts_give_the_same_bits(overlap: float) -> None:
     one = a_pass(volume(40, 30, 26), overlap=overlap)
     shape = (40, 30, 26)
     whole, some = one.parts(one.seen, 1 << 30), one.parts(one.seen, 10_000)
-    assert (len(whole), len(some) > 3) == (1, True)
+    assert (len(whole), len(some) > 1) == (1, True)
     assert torch.equal(together(one, whole, shape), together(one, some, shape))
 
 
