@@ -113,7 +113,7 @@ class _Form:
     dtype: np.dtype[Any]
     steps: int | None = None
 
-    def bytes_of(self, slab: Array) -> Array:
+    def bytes_of(self, slab: Array) -> memoryview:
         """Take (k, j, i) to what the file holds of it, in one piece."""
         plain = self.dtype if self.steps is None else np.dtype(np.float32)
         if not slab.flags.c_contiguous:
@@ -122,9 +122,9 @@ class _Form:
                 turned[:, j] = slab[:, j]
             slab = turned
         if self.steps is None:
-            return slab.astype(self.dtype, copy=False)
+            return slab.astype(self.dtype, copy=False).data
         scaled = np.multiply(slab, self.steps, dtype=np.float32)
-        return np.rint(scaled, out=scaled).astype(self.dtype)
+        return np.rint(scaled, out=scaled).astype(self.dtype).data
 
 
 class _Content:
@@ -141,18 +141,18 @@ class _Content:
         self._path, self._head, self._data, self._form = path, head, data, form
         self.checksum = (0, 0)  # CRC-32 and length, as `Stream.checksum` gives them
 
-    def __iter__(self) -> Iterator[bytes | Array]:
+    def __iter__(self) -> Iterator[memoryview]:
         self.checksum = (0, 0)
-        yield self._counted(self._head)
+        yield self._counted(memoryview(self._head))
         for volume in self._volumes():
             i, j, k = volume.shape
             depth = max(1, min(SLICES, SLAB // (4 * i * j)))
             for start in range(0, k, depth):
                 yield self._counted(self._form.bytes_of(volume[..., start : start + depth].T))
 
-    def _counted(self, piece: bytes | Array) -> bytes | Array:
+    def _counted(self, piece: memoryview) -> memoryview:
         crc, size = self.checksum
-        self.checksum = deflate.crc32(piece, crc), size + memoryview(piece).nbytes
+        self.checksum = deflate.crc32(piece, crc), size + piece.nbytes
         return piece
 
     def _volumes(self) -> Iterator[Array]:
