@@ -149,6 +149,7 @@ class _Content:
             depth = max(1, min(SLICES, SLAB // (4 * i * j)))
             for start in range(0, k, depth):
                 yield self._counted(self._form.bytes_of(volume[..., start : start + depth].T))
+            del volume  # let go of, before the next is made
 
     def _counted(self, piece: memoryview) -> memoryview:
         crc, size = self.checksum
@@ -168,6 +169,7 @@ class _Content:
             _check_floats(self._path, volume, self._form)
             given += 1
             yield volume
+            del volume
         if given != count:
             raise DataError(self._path, f"a stack of {count} volumes gave {given}")
 
@@ -240,6 +242,7 @@ def _store(temporary: Path, content: _Content, compression: int) -> None:
         pack = deflate.deflater(compression)
         for piece in content:
             file.write(pack.compress(piece))
+            del piece  # it may hold its volume
         file.write(pack.flush())
 
 
