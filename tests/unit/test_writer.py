@@ -67,8 +67,8 @@ def test_each_level_of_compression_holds_the_same(tmp_path: Path) -> None:
         assert gzip.decompress(path.read_bytes()) == gzip.decompress(
             (tmp_path / "0.nii.gz").read_bytes()
         )
-    assert sizes[0] > SHARES.size > 1.5 * sizes[1]
-    assert sizes[1] > sizes[9]
+    assert sizes[0] > SHARES.size > 1.5 * max(sizes[1:])
+    assert len(set(sizes)) > 3  # the level makes a difference
     for level in (-1, 10):
         with pytest.raises(DataError, match=rf"b\.nii\.gz: compression {level}"):
             nifti.write(tmp_path / "b.nii.gz", SHARES, HEADER, compression=level)
