@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ IGNORE_INDEX = 255
 """The index of voxels that neither train nor score."""
 
 Indices = npt.NDArray[np.uint8]
+_BLOCK = 1 << 16  # voxels looked up at once: what comes in between stays in the cache
 
 
 @dataclass(frozen=True)
@@ -134,12 +136,16 @@ class Labels:
         table[[0, *self.values]] = np.arange(len(self.values) + 1)
         if self.ignore is not None:
             table[self.ignore] = IGNORE_INDEX
-        inside = (labels >= 0) & (labels < len(table))
-        indices = np.where(inside, table[np.where(inside, labels, 0)], -1)
-        if (indices < 0).any():
-            unknown, counts = np.unique(labels[indices < 0], return_counts=True)
-            raise DataError(source, self._unknown(unknown.tolist(), counts.tolist()))
-        return indices.astype(np.uint8)
+        order: Literal["F", "C"] = "F" if labels.flags.f_contiguous else "C"
+        indices = np.empty(labels.shape, np.uint8, order=order)
+        flat, out = labels.reshape(-1, order=order), indices.reshape(-1, order=order)
+        for start in range(0, flat.size, _BLOCK):
+            block = flat[start : start + _BLOCK]
+            found = table.take(block, mode="clip")
+            if block.min() < 0 or block.max() >= len(table) or found.min() < 0:
+                raise DataError(source, self._unknown(labels))
+            out[start : start + _BLOCK] = found
+        return indices
 
     def to_values(self, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8 | np.uint16]:
         """Turn class indices back into label values (uint8, or uint16 where one exceeds 255)."""
@@ -150,13 +156,17 @@ class Labels:
         values: npt.NDArray[np.uint8 | np.uint16] = table[indices]
         return values
 
-    def _unknown(self, values: list[int], counts: list[int]) -> str:
+    def _unknown(self, labels: npt.NDArray[np.integer]) -> str:
+        known = {0, *self.values} | ({self.ignore} if self.ignore is not None else set())
+        all_values, all_counts = np.unique(labels, return_counts=True)
+        wrong = ~np.isin(all_values, sorted(known))
+        values, counts = all_values[wrong].tolist(), all_counts[wrong].tolist()
         got = [f"{v} ({n} voxels)" for v, n in zip(values[:5], counts[:5], strict=True)]
         got += [f"{len(values) - 5} more"] if len(values) > 5 else []
-        known = ", ".join(str(value) for value in (0, *self.values))
-        known += f" and {self.ignore} (ignored)" if self.ignore is not None else ""
+        listed = ", ".join(str(value) for value in (0, *self.values))
+        listed += f" and {self.ignore} (ignored)" if self.ignore is not None else ""
         return (
-            f"unknown label value {', '.join(got)}; known are {known}: "
+            f"unknown label value {', '.join(got)}; known are {listed}: "
             "add it to data.classes or set data.ignore_label"
         )
 

@@ -5,7 +5,7 @@ A channel that is missing, or on another grid, is refused, unless the dataset's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from medseg.config.data import Grids
 from medseg.errors import DataError, DataErrors, raise_all
-from medseg.volumes import nifti, resample
+from medseg.volumes import resample
 from medseg.volumes.dataset import Case, Channel, Dataset, Indices
 from medseg.volumes.geometry import same_grid
 from medseg.volumes.image import Image
+from medseg.volumes.reading import Job, Kind, Reading, turn
 
 _RESAMPLED = ", or say data.grids: resample"
 _REDRAWN = ", or name the channel that it was drawn on in data.reference"
@@ -68,41 +69,54 @@ def load_case(case: Case, dataset: Dataset) -> LoadedCase:
     """
     problems = absent(case)
     number = dataset.reference(case)
-    volumes = _channels(case, dataset, problems)
-    first = next(iter(volumes.values()), None)
-    label, mask, weights = (
-        _beside(path, reader, first, _remedy(case, dataset), problems)
-        for path, reader in (
-            (case.label, nifti.read_label),
-            (case.mask, nifti.read_label),
-            (case.weights, _read_weights),
-        )
-    )
-    indices = None
-    with _collected(problems):
-        if label is not None:
-            indices = dataset.labels.to_indices(label.data, label.path)
-    if mask is not None and not mask.data.any():
-        problems.append(DataError(mask.path, "the mask is empty: nothing is left of the case"))
-    raise_all(problems)
-    if len(volumes) + len(case.missing) < len(case.channels):
-        raise DataError(case.id, "a file of it vanished while it was read")
-    reference = volumes[number]
-    image = np.zeros((len(case.channels), *reference.shape), dtype=np.float32)
-    for n, volume in volumes.items():
-        image[n] = volume.data
+    with Reading(_jobs(case)) as reading:
+        volumes = _channels(case, dataset, reading, problems)
+        remedy = _remedy(case, dataset)
+        label = _beside(case.label, "label", reading, volumes, remedy, problems)
+        mask = _beside(case.mask, "label", reading, volumes, remedy, problems)
+        weights = _beside(case.weights, "weights", reading, volumes, remedy, problems)
+        indices = None
+        with _collected(problems):
+            if label is not None:
+                indices = dataset.labels.to_indices(label.data, label.path)
+        if mask is not None and not mask.data.any():
+            problems.append(DataError(mask.path, "the mask is empty: nothing is left of the case"))
+        raise_all(problems)
+        if len(volumes) + len(case.missing) < len(case.channels):
+            raise DataError(case.id, "a file of it vanished while it was read")
+        notes = _notes([*(volumes[n] for n in sorted(volumes)), label, mask, weights])
+        image, reference = _together(len(case.channels), volumes, number, reading)
     return LoadedCase(
         image=image,
         label=indices,
         mask=None if mask is None else mask.data != 0,
-        reference=replace(reference, data=image[number]),
-        notes=(
-            *_notes([*(volumes[n] for n in sorted(volumes)), label, mask, weights]),
-            *_lacking(case, dataset),
-        ),
+        reference=reference,
+        notes=(*notes, *_lacking(case, dataset)),
         weights=None if weights is None else weights.data,
         missing=case.missing,
     )
+
+
+def _together(
+    channels: int, volumes: dict[int, Image], number: int, reading: Reading
+) -> tuple[npt.NDArray[np.float32], Image]:
+    """The image of a case, and its reference. Each volume is let go as soon as it is copied."""
+    image = np.zeros((channels, *volumes[number].shape), dtype=np.float32)
+    reference = replace(volumes[number], data=image[number])
+    reading.forget()
+    reading.all(turn, ((image[n], volumes.pop(n).data) for n in sorted(volumes)))
+    return image, reference
+
+
+def _jobs(case: Case) -> list[Job]:
+    """Every file of a case that is there, and as what it has to be read."""
+    jobs: list[tuple[Path | None, Kind]] = [
+        (channel.path, "volume" if channel.index is None else "volumes")
+        for channel in case.channels
+        if channel is not None
+    ]
+    jobs += [(case.label, "label"), (case.mask, "label"), (case.weights, "weights")]
+    return [(path, kind) for path, kind in jobs if path is not None and path.is_file()]
 
 
 def _notes(images: list[Image | None]) -> tuple[str, ...]:
@@ -128,37 +142,30 @@ def absent(case: Case) -> list[DataError]:
     ]
 
 
-def _channels(case: Case, dataset: Dataset, problems: list[DataError]) -> dict[int, Image]:
+def _channels(
+    case: Case, dataset: Dataset, reading: Reading, problems: list[DataError]
+) -> dict[int, Image]:
     """The channels that can be read, by number, as 3D images on the grid of the first in it.
 
-    The reference comes first; a 4D file is read once.
+    The reference comes first.
     """
     reference = dataset.reference(case)
     volumes: dict[int, Image] = {}
-    stacks: dict[Path, Image | None] = {}
     for number in sorted(range(len(case.channels)), key=lambda n: n != reference):
         channel = case.channels[number]
         if channel is None:
             continue
-        image = None
-        if channel.index is None:
-            image = _read(channel.path, nifti.read, problems)
-        else:
-            if channel.path not in stacks:
-                stacks[channel.path] = _read(channel.path, _read_volumes, problems)
-            with _collected(problems):
-                image = _pick(stacks[channel.path], channel)
         with _collected(problems):
+            if channel.index is None:
+                image = reading.get(channel.path, "volume")
+            else:
+                image = _pick(reading.get(channel.path, "volumes"), channel)
             if image is not None:
                 first = next(iter(volumes.values()), image)
                 volumes[number] = _on_grid(image, first, dataset.policy.grids)
         if number == reference and not volumes and dataset.policy.grids == "resample":
             break  # without it nothing can be said of the others' grids
     return volumes
-
-
-def _read_volumes(path: Path) -> Image:
-    return nifti.read(path, volumes=True)
 
 
 def _pick(stack: Image | None, channel: Channel) -> Image | None:
@@ -171,39 +178,20 @@ def _pick(stack: Image | None, channel: Channel) -> Image | None:
     return replace(stack, data=stack.data[channel.index])
 
 
-def _read_weights(path: Path) -> Image:
-    image = nifti.read(path, finite=True)
-    least = float(image.data.min())
-    if least < 0:
-        raise DataError(path, f"a weight of {least:g}: weights must be at least 0")
-    if not image.data.any():
-        raise DataError(path, "every weight is 0: no patch could be drawn")
-    return image
-
-
-def _read(
-    path: Path | None, reader: Callable[[Path], Image], problems: list[DataError]
-) -> Image | None:
-    """Read a file if it is there."""
-    if path is None or not path.is_file():
-        return None
-    with _collected(problems):
-        return reader(path)
-    return None
-
-
 def _beside(
     path: Path | None,
-    reader: Callable[[Path], Image],
-    reference: Image | None,
+    kind: Kind,
+    reading: Reading,
+    volumes: dict[int, Image],
     remedy: str,
     problems: list[DataError],
 ) -> Image | None:
     """Read what has to be on the reference's grid, whatever the policy."""
-    image = _read(path, reader, problems)
+    image = None
     with _collected(problems):
-        if image is not None and reference is not None:
-            _same_grid(image, reference, remedy)
+        image = reading.get(path, kind)
+        if image is not None and volumes:
+            _same_grid(image, next(iter(volumes.values())), remedy)
     return image
 
 

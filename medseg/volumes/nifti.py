@@ -14,24 +14,28 @@ import numpy as np
 from medseg.volumes.findings import Findings
 from medseg.volumes.header import HeaderInfo, parse
 from medseg.volumes.image import Array, Image
+from medseg.volumes.stack import Stack
 from medseg.volumes.stream import Stream, opened
 from medseg.volumes.writer import new_header, write
 
 __all__ = [
     "HeaderInfo",
+    "Stack",
     "VolumeWarning",
     "new_header",
     "read",
     "read_header",
     "read_label",
+    "say",
     "write",
 ]
 
 MAX_BYTES = 8 << 30
-BLOCK = 1 << 18  # voxels scaled at once: float64 intermediates stay in the cache
+BLOCK = 1 << 16  # voxels converted at once: what comes in between stays in the cache
 HUGE = 1e30
 EXACT = 2**24  # float32 holds every integer up to here
 INTEGER_SLACK = 1e-3
+_LARGEST = int(np.iinfo(np.int32).max)
 
 
 class VolumeWarning(UserWarning):
@@ -44,6 +48,7 @@ def read(
     volumes: bool = False,
     finite: bool = False,
     max_bytes: int = MAX_BYTES,
+    warn: bool = True,
 ) -> Image:
     """Read one volume as float32, scaled by scl_slope and scl_inter.
 
@@ -55,6 +60,7 @@ def read(
         volumes: Take a 4D file (I, J, K, C) too, and give (C, I, J, K) in any case.
         finite: Refuse a volume with such a voxel instead.
         max_bytes: Refuse a volume that needs more memory than this, before taking any.
+        warn: False where the caller will `say` the notes, as after reading in a thread.
 
     Raises:
         DataError: The file is damaged, not what was asked for, too large, or has a volume
@@ -64,11 +70,19 @@ def read(
     data = _float32(stored, info)
     _check_values(data, info, found, finite)
     grid = _grid(data, info)
-    return _image(grid if volumes else grid[0], info, found)
+    image = _image(grid if volumes else grid[0], info, found)
+    if warn:
+        say(image)
+    return image
 
 
-def read_label(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Image:
+def read_label(path: str | Path, *, max_bytes: int = MAX_BYTES, warn: bool = True) -> Image:
     """Read one label map as int32. It may be stored in any type.
+
+    Args:
+        path: As of `read`.
+        max_bytes: As of `read`.
+        warn: As of `read`.
 
     Raises:
         DataError: As `read`; or a voxel is not finite, not within 1e-3 of an integer, below 0 or
@@ -78,7 +92,16 @@ def read_label(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Image:
     labels = _integers(stored, info, found)
     if labels.min() == labels.max():
         found.note(f"every voxel has the label {labels.min()}")
-    return _image(_grid(labels, info)[0], info, found)
+    image = _image(_grid(labels, info)[0], info, found)
+    if warn:
+        say(image)
+    return image
+
+
+def say(image: Image) -> None:
+    """Warn of all that is odd about a volume, as coming from the caller's caller."""
+    for note in image.notes:
+        warnings.warn(f"{image.path}: {note}", VolumeWarning, stacklevel=3)
 
 
 def read_header(path: str | Path) -> HeaderInfo:
@@ -181,22 +204,43 @@ def _replace(values: Array, where: str, found: Findings, finite: bool) -> tuple[
 
 @np.errstate(over="ignore", invalid="ignore")
 def _integers(stored: Array, info: HeaderInfo, found: Findings) -> Array:
-    limit = np.iinfo(np.int32).max
-    plain = info.scaling is None and info.dtype.kind in "iu"
-    if plain and stored.min() >= 0 and stored.max() <= limit:
-        return stored.astype(np.int32)
-    slope, intercept = info.scaling or (1.0, 0.0)
-    values = stored.astype(np.float64) * slope + intercept
+    labels = np.empty(stored.shape, dtype=np.int32)
+    flat, out = stored.reshape(-1), labels.reshape(-1)
+    for start in range(0, flat.size, BLOCK):
+        block = flat[start : start + BLOCK]
+        if not _exact(block, out[start : start + BLOCK], info):
+            _refuse_values(flat, info, found)
+    return labels
+
+
+def _exact(stored: Array, out: Array, info: HeaderInfo) -> bool:
+    """Turn stored values into labels; whether each was one, within 1e-3."""
+    if info.scaling is None and info.dtype.kind in "iu":
+        np.copyto(out, stored, casting="unsafe")
+        return bool(stored.min() >= 0 and stored.max() <= _LARGEST)
+    values = _scaled(stored, info)
     nearest = np.rint(values)
-    right = (np.abs(values - nearest) <= INTEGER_SLACK) & (nearest >= 0) & (nearest <= limit)
-    if not right.all():
-        first = int(np.argmin(right))
-        place = tuple(map(int, np.unravel_index(first, info.shape[:3], order="F")))
-        found.refuse(
-            f"not a label map: {int((~right).sum())} of {right.size} voxels are no whole number "
-            f"from 0 to {limit}, e.g. {values.flat[first]:g} at voxel {place}"
-        )
-    return nearest.astype(np.int32)
+    np.copyto(out, nearest, casting="unsafe")
+    right = nearest.min() >= 0 and nearest.max() <= _LARGEST
+    return bool(right and np.abs(values - nearest).max() <= INTEGER_SLACK)
+
+
+def _scaled(stored: Array, info: HeaderInfo) -> Array:
+    slope, intercept = info.scaling or (1.0, 0.0)
+    return stored.astype(np.float64) * slope + intercept
+
+
+def _refuse_values(stored: Array, info: HeaderInfo, found: Findings) -> None:
+    values = _scaled(stored, info)
+    nearest = np.rint(values)
+    right = np.abs(values - nearest) <= INTEGER_SLACK
+    right &= (nearest >= 0) & (nearest <= _LARGEST)
+    first = int(np.argmin(right))
+    place = tuple(map(int, np.unravel_index(first, info.shape[:3], order="F")))
+    found.refuse(
+        f"not a label map: {int((~right).sum())} of {right.size} voxels are no whole number "
+        f"from 0 to {_LARGEST}, e.g. {values[first]:g} at voxel {place}"
+    )
 
 
 def _grid(data: Array, info: HeaderInfo) -> Array:
@@ -206,6 +250,4 @@ def _grid(data: Array, info: HeaderInfo) -> Array:
 
 
 def _image(data: Array, info: HeaderInfo, found: Findings) -> Image:
-    for note in found.notes:
-        warnings.warn(f"{info.path}: {note}", VolumeWarning, stacklevel=3)
     return Image(data, info.affine, info.header, info.path, tuple(found.notes))

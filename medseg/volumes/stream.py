@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from medseg.errors import DataError
+from medseg.volumes import deflate
 
-PIECE = 1 << 20  # bytes given out at once
+PIECE = 1 << 18  # bytes given out at once: they are copied while they are in the cache
 SOURCE = 1 << 16  # bytes of gzip data taken at once
 GZIP_MAGIC = b"\x1f\x8b"
 DEFLATE_RATIO = 1032  # deflate never expands further: 258 bytes from 2 bits, RFC 1951
@@ -29,7 +29,7 @@ class Stream:
         self.size = size
         self.gzip = file.read(2) == GZIP_MAGIC
         file.seek(0)
-        self._inflate = zlib.decompressobj(wbits=31)
+        self._inflate = deflate.inflater()
         self._ended = False
         self.tail = False  # something other than gzip follows the gzip data
 
@@ -61,6 +61,13 @@ class Stream:
             done += len(piece)
         return done
 
+    def checksum(self) -> tuple[int, int]:
+        """Read to the end: the CRC-32 of what was left, and how many bytes there were."""
+        crc = done = 0
+        while piece := self._some(PIECE):
+            crc, done = deflate.crc32(piece, crc), done + len(piece)
+        return crc, done
+
     def _some(self, size: int) -> bytes:
         """One to `size` bytes; none at the end, and then the gzip checksum has been verified."""
         if not self.gzip:
@@ -85,7 +92,7 @@ class Stream:
             self._ended, self.tail = True, bool(rest)
             return False
         self._file.seek(-len(rest), 1)
-        self._inflate = zlib.decompressobj(wbits=31)
+        self._inflate = deflate.inflater()
         return True
 
 
@@ -108,5 +115,5 @@ def opened(path: Path) -> Iterator[Stream]:
         raise DataError(path, f"cannot be read: {error.strerror or error}") from error
     except EOFError as error:
         raise DataError(path, "truncated: the gzip data ends early; copy it again") from error
-    except zlib.error as error:
+    except deflate.errors() as error:
         raise DataError(path, f"damaged gzip data ({error}); copy it again") from error
