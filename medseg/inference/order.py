@@ -81,7 +81,7 @@ def parts(plan: Plan, route: Route, box: Box, classes: int, most: int) -> list[l
 
     peak, best = divided(1, 1)
     counts = product(range(1, len(strips) + 1), range(1, _MOST_PARTS + 1))
-    by_cost = sorted(counts, key=lambda pair: (pair[0] * pair[1], pair[1]))
+    by_cost = sorted(counts, key=lambda pair: (pair[1], pair[0]))
     enough = [pair for pair in by_cost if pair[0] * pair[1] * most >= peak]
     for along, across in (enough[:_TRIES] or by_cost[-1:]) if peak > most else ():
         found, blocks = divided(along, across)
