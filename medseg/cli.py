@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from medseg.console import console, errors, show_warnings_briefly
 from medseg.errors import MedsegError
+from medseg.memory import keep_freed
 from medseg.version import VERSION
 
 OK, SOME_FAILED, REFUSED = 0, 1, 2
@@ -260,6 +261,7 @@ def main() -> None:
     # Waiting threads sleep rather than spin: beside any other load, spinning slows torch manyfold.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     show_warnings_briefly()
+    keep_freed()
     try:
         app()
     except MedsegError as error:

@@ -81,7 +81,11 @@ class Inference(Section):
         description="how much of the log ratio of class priors, those of whole training volumes "
         "over those of training patches, is added to the logits: 0 none, 1 all",
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="type of autocast")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="type of autocast; auto: bf16 (or fp16) where the device is fast at it and a "
+        "piece of the volume gets the same labels as in fp32",
+    )
     probabilities: bool = Field(False, description="also write the class probabilities")
     probability_type: Literal["float32", "uint16", "uint8"] = Field(
         "float32", description="how they are stored: uint16 in steps of 1/65535, uint8 of 1/255"
@@ -92,7 +96,7 @@ class Inference(Section):
         "an ensemble",
     )
     compression: Annotated[int, Field(ge=0, le=9)] = Field(
-        4, description="of .nii.gz: 0 none (fast, large) to 9 (slow, small)"
+        4, description="of .nii.gz: 0 none (large), 1 to 5 fast, 6 to 9 slow and small"
     )
 
 

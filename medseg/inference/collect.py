@@ -64,7 +64,13 @@ def collect(passes: Sequence[Pass], whole: Prediction, wanted: Wanted, memory: i
     spool = wanted.spool((first.classes, i, j, k)) if wanted.spool else None
     doubt = None if wanted.uncertainty == "none" else np.zeros((i, j, k), dtype=np.float32)
     box = around([one.seen for one in passes])
-    for blocks in first.parts(box, memory * MIB // len(passes)):
+    parts = first.parts(box, memory * MIB // len(passes))
+    made = {
+        "precision": [one.run.precision for one in passes],
+        "windows": [len(one.plan.places) for one in passes],
+        "parts": len(parts),
+    }
+    for blocks in parts:
         if wanted.is_labels_alone and not others:
             for block, scores in zip(blocks, first.scores(blocks), strict=True):
                 labels[block] = scores.argmax(0).to(torch.uint8).cpu().numpy()
@@ -81,7 +87,9 @@ def collect(passes: Sequence[Pass], whole: Prediction, wanted: Wanted, memory: i
             if spool is not None:
                 assert part.probabilities is not None
                 spool.add(block, part.probabilities)
-    return replace(whole, labels=labels, probabilities=shares, stack=spool, uncertainty=doubt)
+    return replace(
+        whole, labels=labels, probabilities=shares, stack=spool, uncertainty=doubt, made=made
+    )
 
 
 def _mean(members: Sequence[Tensor]) -> Tensor:

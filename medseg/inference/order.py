@@ -14,7 +14,7 @@ from math import prod
 
 from medseg.inference.boxes import Box, meet, size
 from medseg.inference.plan import Plan
-from medseg.inference.stitch import Schedule, longest_first
+from medseg.inference.schedule import Schedule, longest_first
 from medseg.transforms.route import Route
 
 BLOCK_BYTES = 8 << 20

@@ -17,6 +17,7 @@ from medseg.networks.blocks import ZERO
 
 # Gaussian weights (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z): deviation in windows.
 _SIGMA, _LEAST_WEIGHT = 1 / 8, 1e-3
+_LEAST_TRIAL = 16  # voxels along an axis
 _SPARSE = slice(None, None, 8)  # a glance at a window; one that varies is hardly ever missed by it
 
 
@@ -56,6 +57,19 @@ class Plan:
         begins = {place[axis] for place in self.places}
         ends = {start + self.window[axis] for start in begins}
         return sorted({0, self.size[axis], *begins, *ends})
+
+    def middle(self, divisor: Sequence[int]) -> Plan:
+        """One window in the middle, about half as long as this plan's along each axis."""
+        half, start = [], []
+        for w, n, d in zip(self.window, self.size, divisor, strict=True):
+            half.append(min(max(w // 2, _LEAST_TRIAL) // d * d, w) or w)
+            start.append((n - half[-1]) // 2)
+        i, j, k = (
+            slice(a, a + h + 2 * m) for a, h, m in zip(start, half, self.margin, strict=True)
+        )
+        image, (x, y, z) = self.image[:, i, j, k], half
+        room = (slice(0, x), slice(0, y), slice(0, z))
+        return Plan(image, room, room, (x, y, z), self.margin, (ZERO,))
 
     def windows(self, places: Sequence[Triple]) -> Tensor:
         """(N, C, i, j, k): windows of the image with their margins."""

@@ -69,14 +69,15 @@ class Runner:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast of a precision by its name in the config.
+    """Autocast of a precision by its name in the config ("auto" is settled for each volume).
 
     Raises:
         MedsegError: fp16 on a CPU, where convolutions lack it.
     """
     if precision == "fp16" and device.type == "cpu":
         raise MedsegError("precision fp16 needs a CUDA device; use bf16 or fp32 on a CPU")
-    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+    dtype = _DTYPES.get(precision, torch.float32)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,17 +1,12 @@
 """Overlapping windows put together block by block, in memory for what is unfinished alone.
 
-The edges of the windows cut the room into cells, columns along its shortest axis. A cell is summed
-up from its first window to its last, divided by the sum of their weights, and forgotten after the
-last block that needs it. Whoever asks for blocks along the longest axis holds about one layer.
+Windows are added to cells (see `medseg.inference.schedule`); a cell that is complete is divided by
+the sum of the weights, and blocks are made of cells.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import product
-from math import prod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -19,132 +14,7 @@ from torch import Tensor
 from medseg.inference.boxes import Box, Triple, size, within
 from medseg.inference.plan import Plan
 from medseg.inference.runner import OutOfMemoryError, Runner, free_memory, is_out_of_memory
-
-
-@dataclass(eq=False)
-class Cell:
-    """A column of the room that the same windows cover, but for where these lie along it.
-
-    Args:
-        box: In the room.
-        windows: The numbers of those that cover some of it.
-        left: How many of them are still to come.
-        last: The number of the last block that needs it.
-        total: (classes, *box) float32: the weighted sum, in the end the logits.
-    """
-
-    box: Box
-    windows: list[int] = field(default_factory=list)
-    left: int = 0
-    last: int = -1
-    total: Tensor | None = None
-
-    @property
-    def voxels(self) -> int:
-        """How many it holds."""
-        return prod(size(self.box))
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """What one block takes: windows to run first, and the cells that it is made of."""
-
-    block: Box
-    windows: list[int]
-    cells: list[Cell]
-
-
-class Schedule:
-    """Which windows run before which block.
-
-    Args:
-        plan: The windows.
-        blocks: Boxes in the room, in the order in which they are wanted.
-        halo: Rows that neighbouring blocks may share.
-    """
-
-    def __init__(self, plan: Plan, blocks: Sequence[Box], halo: int = 0) -> None:
-        self.plan = plan
-        self.axes = longest_first(plan.size)
-        self._cuts = [self._cut(axis, blocks, halo) for axis in range(3)]
-        self._cells: dict[Triple, Cell] = {}
-        needed = [self._needed(block) for block in blocks]
-        for n, cells in enumerate(needed):
-            for cell in cells:
-                cell.last = n
-        self.of_window: list[list[Cell]] = [[] for _ in plan.places]
-        for number, place in enumerate(plan.places):
-            stop = (at + w for at, w in zip(place, plan.window, strict=True))
-            for cell in self._within(place, tuple(stop)):
-                cell.windows.append(number)
-                self.of_window[number].append(cell)
-        self.steps: list[Step] = []
-        run: set[int] = set()
-        for block, cells in zip(blocks, needed, strict=True):
-            new = sorted({number for cell in cells for number in cell.windows} - run)
-            run.update(new)
-            self.steps.append(Step(block, new, cells))
-        self.runs = len(run)
-
-    @property
-    def peak(self) -> int:
-        """The most voxels of cells that are held at once."""
-        held, most, live = 0, 0, set[int]()
-        for n, step in enumerate(self.steps):
-            for number in step.windows:
-                new = [cell for cell in self.of_window[number] if id(cell) not in live]
-                live.update(map(id, new))
-                held += sum(cell.voxels for cell in new)
-            most = max(most, held)
-            gone = [cell for cell in step.cells if cell.last == n and id(cell) in live]
-            live.difference_update(map(id, gone))
-            held -= sum(cell.voxels for cell in gone)
-        return most
-
-    def _cut(self, axis: int, blocks: Sequence[Box], halo: int) -> list[int]:
-        """Where cells end along an axis; along the shortest they are not cut."""
-        low = min(block[axis].start for block in blocks)
-        high = max(block[axis].stop for block in blocks)
-        if axis == self.axes[2]:
-            return [low, high]
-        edges = self.plan.edges(axis)
-        cuts = {*edges, *(edge - halo for edge in edges), *(edge + halo for edge in edges)}
-        return sorted({low, high, *(cut for cut in cuts if low < cut < high)})
-
-    def _needed(self, block: Box) -> list[Cell]:
-        spans = []
-        for cuts, part in zip(self._cuts, block, strict=True):
-            first, stop = bisect_right(cuts, part.start) - 1, bisect_left(cuts, part.stop)
-            spans.append(range(first, stop))
-        return [self._cell((i, j, k)) for i, j, k in product(*spans)]
-
-    def _cell(self, key: Triple) -> Cell:
-        if key not in self._cells:
-            i, j, k = (slice(c[n], c[n + 1]) for c, n in zip(self._cuts, key, strict=True))
-            self._cells[key] = Cell((i, j, k))
-        return self._cells[key]
-
-    def _within(self, start: Sequence[int], stop: Sequence[int]) -> Iterator[Cell]:
-        """The cells that are needed and touch a window."""
-        spans = []
-        for cuts, low, high in zip(self._cuts, start, stop, strict=True):
-            first = max(bisect_right(cuts, low) - 1, 0)
-            spans.append(range(first, min(bisect_left(cuts, high), len(cuts) - 1)))
-        for key in product(*spans):
-            cell = self._cells.get((key[0], key[1], key[2]))
-            if cell is not None and _meet(cell.box, start, stop):
-                yield cell
-
-
-def longest_first(shape: Sequence[int]) -> Triple:
-    """The axes of a room, the longest first: layers across it are the smallest."""
-    a, b, c = sorted(range(3), key=lambda axis: -shape[axis])
-    return a, b, c
-
-
-def _meet(box: Box, start: Sequence[int], stop: Sequence[int]) -> bool:
-    """Whether a box and a window share a voxel."""
-    return all(p.start < b and p.stop > a for p, a, b in zip(box, start, stop, strict=True))
+from medseg.inference.schedule import Cell, Schedule, Step
 
 
 class Stitcher:

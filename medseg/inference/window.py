@@ -21,6 +21,7 @@ from medseg.errors import ConfigError
 from medseg.inference import order
 from medseg.inference.boxes import Box, meet, size, within
 from medseg.inference.plan import Plan, plan
+from medseg.inference.precision import settled
 from medseg.inference.runner import NonFiniteError, OutOfMemoryError, Runner, autocast
 from medseg.inference.stitch import Stitcher
 from medseg.networks.blocks import ZERO
@@ -108,10 +109,14 @@ class Pass:
             patch = settings.patch or ZERO
             image = functional.interpolate(image[None], patch, mode="trilinear")[0]
             route, roi = route.resized(patch), None
-        margin = getattr(network, "margin", ZERO)
+        device = next(network.parameters(), image).device
+        windows = plan(image, settings, divisor, getattr(network, "margin", ZERO), roi)
+        if settings.precision == "auto":
+            precision = settled(network, windows, settings, divisor, device)
+            settings = settings.model_copy(update={"precision": precision})
         return cls(
-            Runner(network, settings, next(network.parameters(), image).device),
-            plan(image, settings, divisor, margin, roi),
+            Runner(network, settings, device),
+            windows,
             route,
             classes,
             settings.batch,

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from medseg.errors import DataError
 from medseg.volumes.geometry import voxel_size
 from medseg.volumes.image import Affine, Array
-
-
-class Stack(Protocol):
-    """Volumes of one grid that are read one at a time, as often as one likes."""
-
-    shape: tuple[int, int, int, int]
-
-    def __len__(self) -> int:
-        """How many volumes there are."""
-
-    def __iter__(self) -> Iterator[Array]:
-        """Each (I, J, K)."""
+from medseg.volumes.stack import Stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +27,7 @@ class Prediction:
         mask: (I, J, K) bool, the case's region of interest, where it has one.
         stack: The probabilities on disk, where they are only to be written.
         uncertainty: (I, J, K) float32, where it was asked for.
+        made: How it was made, for the record: precision, windows, parts.
     """
 
     labels: Array
@@ -47,6 +37,7 @@ class Prediction:
     mask: Array | None = None
     stack: Stack | None = None
     uncertainty: Array | None = None
+    made: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def spacing(self) -> tuple[float, float, float]:

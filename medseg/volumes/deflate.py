@@ -13,7 +13,7 @@ from typing_extensions import Buffer
 try:
     from isal import isal_zlib
 except ImportError:  # no wheel for this machine
-    isal_zlib = None
+    isal_zlib = None  # type: ignore[assignment]
 
 WBITS = 31  # zlib's word for: gzip's header and trailer around the data
 FAST = {1: 1, 2: 2, 3: 2, 4: 2, 5: 2}
@@ -51,7 +51,8 @@ class Deflater(Protocol):
 
 def errors() -> tuple[type[Exception], ...]:
     """What an `Inflater` raises at damaged data."""
-    return (zlib.error,) if isal_zlib is None else (zlib.error, isal_zlib.error)
+    igzip: Any = isal_zlib or zlib
+    return zlib.error, igzip.error
 
 
 def inflater() -> Inflater:
