@@ -6,6 +6,7 @@ What holds for all three:
 - Evaluation is deterministic, outputs are finite, and the inputs are left as they were.
 - Every weight that training can change gets a gradient from the outputs together.
 - No weight is saved twice; the state can be saved and loaded; a copy is a whole and separate one.
+- Channels-last weights and inputs, with which networks predict, give the same.
 """
 
 from __future__ import annotations
@@ -271,3 +272,20 @@ def _check_weights(module: nn.Module, inputs: Any) -> None:
         broken(f"{name} after loading a saved state", error, "no error")
     if not equal(before, _outputs(twin, inputs)):
         broken(f"{name} after loading a saved state", "other outputs", "the same outputs")
+    _check_layout(module, inputs, before)
+
+
+def _check_layout(module: nn.Module, inputs: Any, expected: list[Tensor]) -> None:
+    """Check that a channels-last module, as networks predict, gives what the other one does."""
+    name, layout = type(module).__name__, torch.channels_last_3d
+    turned = copy.deepcopy(module).to(memory_format=layout)  # type: ignore[call-overload]
+    many = inputs if isinstance(inputs, list) else [inputs]
+    last = [x.contiguous(memory_format=layout) if x.dim() == 5 else x for x in many]
+    try:
+        with torch.no_grad():
+            got = _outputs(turned, last if isinstance(inputs, list) else last[0])
+    except RuntimeError as error:
+        broken(f"{name} in channels-last layout", error, "no error (.reshape takes any layout)")
+    for ours, theirs in zip(expected, got, strict=True):
+        if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(ours.abs().max())):
+            broken(f"outputs of {name} in channels-last layout", "others", "the same")

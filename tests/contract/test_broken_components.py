@@ -95,6 +95,10 @@ def state_left_out(e: Good) -> None:
     )
 
 
+def views_a_layout(e: Good) -> None:
+    e.register_forward_hook(lambda _m, _x, out: [o.view(len(o), -1).view(o.shape) for o in out])
+
+
 def not_a_list(e: Good) -> None:
     e.register_forward_hook(lambda _m, _x, out: {"levels": out})
 
@@ -117,6 +121,7 @@ def not_a_list(e: Good) -> None:
         (copy_shares_weights, "after a change of its copy"),
         (state_left_out, "after loading a saved state"),
         (not_a_list, "got dict"),
+        (views_a_layout, r"in channels-last layout: got view size is not compatible"),
     ],
 )
 def test_broken_encoders(spoil: Any, message: str) -> None:
