@@ -1,0 +1,255 @@
+"""One case after the other through a model: what every engine of a batch run has in common.
+
+A `Job` says what to do and can be sent to another process or machine. There a `Worker` is made of
+it, once, and turns each `Case` into an `Entry`, a line of the ledger. Its three stages, `read`,
+`compute` and `write`, can be run in threads of their own (`medseg.inference.pipeline`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medseg.config.data import Missing
+from medseg.errors import DataError, MedsegError, raise_all
+from medseg.files import sha256, write_json
+from medseg.inference import outputs
+from medseg.inference.entry import Entry, Task, now, told, whoami
+from medseg.inference.outputs import Place, Stopped
+from medseg.inference.predictor import Predictor
+from medseg.inference.steps import Crf
+from medseg.postprocess.prediction import Prediction
+from medseg.volumes.dataset import Case
+from medseg.volumes.image import Array
+from medseg.volumes.load import absent
+from medseg.volumes.writer import write
+
+__all__ = [
+    "Engine", "Entry", "Job", "Stopped", "Task", "Watch", "Worker", "load_predictor", "whoami",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done to every case. It can be pickled.
+
+    Args:
+        models: Run folders or model files; several are an ensemble.
+        output: The folder for masks and records.
+        inputs: The folder that holds all inputs; None: none does.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        plugins: Plugins that the model needs and that are not installed.
+        overrides: Settings instead of the model's own.
+        crf: Whether the model's CRF runs.
+        missing: What becomes of a case that lacks a channel; None: as in training.
+        ledger: The file name of the run's ledger in `output`: how a worker elsewhere knows that it
+            sees the right folder. Empty: not looked for.
+        provenance: Hash of what masks depend on; a worker that finds another refuses to work.
+            Empty: not compared.
+    """
+
+    models: tuple[Path, ...]
+    output: Path
+    inputs: Path | None = None
+    device: str = "auto"
+    plugins: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    crf: Crf = "model"
+    missing: Missing | None = None
+    ledger: str = ""
+    provenance: str = ""
+
+
+Engine = Callable[[Sequence[Case]], Iterator[Entry]]
+"""Takes cases and gives an entry for each, as they end. Raises `Stopped` where going on is vain."""
+
+Watch = Callable[[str, str], None]
+"""Told of what is waited for: the stage (reading, predicting, writing) and the case."""
+
+
+class Worker:
+    """Turns cases into entries. Made once a process: it loads the model.
+
+    A case may fail in whatever way: its entry says so. What leaves a call as an exception is
+    `KeyboardInterrupt`, or `Stopped`: going on would be in vain.
+
+    Args:
+        job: What to do.
+        predictor: The model, where it has been loaded already.
+
+    Raises:
+        MedsegError: The model cannot be loaded or is not that of the job, or the output folder is
+            not there.
+    """
+
+    def __init__(self, job: Job, predictor: Predictor | None = None) -> None:
+        self.predictor = load_predictor(job) if predictor is None else predictor
+        self.made_with = outputs.provenance(self.predictor, job.models)
+        found = digest(self.made_with)
+        if job.provenance not in ("", found):
+            raise MedsegError(
+                f"{', '.join(map(str, job.models))}: model, settings or versions on {whoami()} are "
+                "not those that the run began with; give all workers the same"
+            )
+        self.job = replace(job, provenance=found)
+        self._output = Place.of(job.output)
+        if job.ledger and not (job.output / job.ledger).exists():
+            raise DataError(
+                job.output,
+                f"{whoami()} sees no {job.ledger} in it: is the same share mounted there?",
+            )
+        self._inputs = None if job.inputs is None else Place.of(job.inputs)
+
+    def __reduce__(self) -> tuple[type[Worker], tuple[Job]]:
+        """Pickle by the job: the model is loaded again where it arrives."""
+        return Worker, (self.job,)
+
+    def __call__(self, case: Case) -> Entry:
+        """Do all of a case."""
+        return self.write(self.compute(self.read(case)))
+
+    def read(self, case: Case) -> Task:
+        """Find out whether a case is up to date; if not, read it and prepare it.
+
+        Raises:
+            Stopped: The folder of the inputs is gone.
+        """
+        task = Task(case)
+        with self._isolated(task):
+            with task.timed("read"):
+                outputs.check_names(self.job.output, case.id)
+                raise_all(absent(case))
+                task.record = {**self.made_with, **outputs.inputs_of(case, self.predictor)}
+                known = outputs.outputs_if_current(self.job.output, case.id, task.record)
+                if known is not None:
+                    task.is_kept, task.record["outputs"] = True, known
+                    return task
+                task.loaded = self.predictor.load_case(case)
+            with task.timed("prepare"):
+                task.ready = self.predictor.prepare(task.loaded)
+        return task
+
+    def compute(self, task: Task) -> Task:
+        """Run the network over a case.
+
+        Raises:
+            Stopped: The output folder is gone: the work would be for nothing.
+        """
+        if task.ready is not None:
+            self._output.check()
+            with self._isolated(task), task.timed("predict"):
+                task.prediction = self.predictor.run(task.ready)
+            task.ready = None
+        return task
+
+    def write(self, task: Task) -> Entry:
+        """Postprocess a prediction and write it, and beside it the record.
+
+        Raises:
+            Stopped: The output folder is gone, or nothing can be written any more.
+        """
+        with self._isolated(task, writing=True):
+            if task.prediction is not None:
+                self._output.check()
+                self._write(task, task.prediction)
+                self._output.check()
+        if task.reason:
+            self._output.check()
+            self._discard(task)
+        return self._entry(task)
+
+    def _write(self, task: Task, prediction: Prediction) -> None:
+        assert task.loaded is not None
+        predictor, output, case = self.predictor, self.job.output, task.case.id
+        config, reference = predictor.config, task.loaded.reference
+        written: dict[str, str] = task.record.setdefault("outputs", {})
+        wanted = config.inference.probabilities or config.evaluation.lesions
+        with task.timed("postprocess"):
+            prediction = predictor.postprocess(prediction, probabilities=wanted)
+        with task.timed("write"):
+            if prediction.probabilities is not None:
+                path, shares = outputs.probabilities(output, case), prediction.probabilities
+                if not config.inference.probabilities:
+                    path, shares = outputs.confidence(output, case), _inside(prediction, shares)
+                write(path, shares, reference)
+                written[path.relative_to(output).as_posix()] = sha256(path)
+            mask = outputs.mask(output, case)
+            values = predictor.labels.to_values(prediction.labels)
+            write(mask, values, reference, affine=prediction.affine)
+            written[mask.name] = sha256(mask)
+        if outputs.sidecar(output, case).exists():  # of an earlier run: its other volumes are stale
+            for file in outputs.volumes(output, case):
+                if file.relative_to(output).as_posix() not in written:
+                    file.unlink(missing_ok=True)
+        found = outputs.found(predictor, prediction, reference)
+        made = {"notes": task.loaded.notes, "seconds": task.seconds, "time": now(),
+                "worker": whoami()}  # fmt: skip
+        write_json(outputs.sidecar(output, case), {**task.record, **found, **made})
+
+    def _discard(self, task: Task) -> None:
+        try:
+            outputs.discard(self.job.output, task.case.id, list(task.record.get("outputs", ())))
+        except OSError as error:  # such as a name that is too long to be there
+            task.reason += f" (and what is stale cannot be removed: {error.strerror or error})"
+
+    def _entry(self, task: Task) -> Entry:
+        record = task.record
+        return Entry(
+            id=task.case.id,
+            status="failed" if task.reason else "kept" if task.is_kept else "done",
+            reason=task.reason,
+            time=now(),
+            seconds=task.seconds,
+            inputs=record.get("inputs", {}),
+            model=self.made_with["model"],
+            settings=self.made_with["settings"],
+            outputs={} if task.reason else record.get("outputs", {}),
+            notes=() if task.loaded is None else task.loaded.notes,
+            worker=whoami(),
+        )
+
+    @contextmanager
+    def _isolated(self, task: Task, *, writing: bool = False) -> Iterator[None]:
+        """One bad case costs one case, unless it is not the case that is bad."""
+        try:
+            yield
+        except Stopped:
+            raise
+        except Exception as error:  # noqa: BLE001
+            if self._inputs is not None and not writing:
+                self._inputs.check()
+            self._output.check_writing(error) if writing else self._output.check()
+            task.reason, task.ready, task.prediction = told(error), None, None
+        if task.reason and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def load_predictor(job: Job) -> Predictor:
+    """Load the model of a job.
+
+    Raises:
+        MedsegError: It cannot be loaded.
+    """
+    return Predictor.load(
+        job.models[0], device=job.device, plugins=job.plugins, overrides=job.overrides,
+        crf=job.crf, missing=job.missing,
+    )  # fmt: skip
+
+
+def digest(made_with: dict[str, Any]) -> str:
+    """One hash of what masks depend on beside their inputs; not of the device."""
+    parts = [made_with[key] for key in ("medseg", "model", "settings")]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _inside(prediction: Prediction, shares: Array) -> Array:
+    """The probabilities inside the predicted foreground, 0 elsewhere."""
+    inside: Array = shares * (prediction.labels > 0)
+    return inside

@@ -1,0 +1,263 @@
+"""What a case leaves in the output folder: names, the record beside the mask, what makes it stale.
+
+Beside each mask `ID.nii.gz` lies `ID.json`, which says from which inputs, model and settings it
+came. It is written last, so that it vouches for volumes that are complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from medseg import plugins
+from medseg.errors import DataError, MedsegError
+from medseg.files import atomic, read_json, sha256
+from medseg.inference.predictor import Predictor, model_file
+from medseg.inference.steps import entries
+from medseg.postprocess.prediction import Prediction
+from medseg.version import VERSION
+from medseg.volumes.dataset import Case
+from medseg.volumes.image import Image
+
+CONFIDENCE = "confidence"  # the folder of the probabilities that only lesions need
+_DECIDE = ("model", "settings", "medseg", "missing")  # beside inputs and outputs: a mask's age
+_PROBE, _PROBE_FULL = 1 << 12, 1 << 20  # bytes; a disk with less than a MiB left is full
+
+
+class Stopped(MedsegError):  # noqa: N818  (no error of a user: a state of the run)
+    """What makes every further case pointless: a folder vanished, or nothing can be written."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder as it was when the run began: another one under its name is not taken for it.
+
+    Args:
+        path: The folder.
+        identity: Its device and inode; an unmounted share leaves a folder of another device.
+    """
+
+    path: Path
+    identity: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: Path) -> Place:
+        """Look at a folder.
+
+        Raises:
+            DataError: It is not there.
+        """
+        try:
+            return cls(path, _identity(path))
+        except OSError as error:
+            raise DataError(path, error.strerror or str(error)) from error
+
+    def check(self) -> None:
+        """See that it is still there.
+
+        Raises:
+            Stopped: It is gone, or something else lies in its place.
+        """
+        try:
+            if _identity(self.path) == self.identity:
+                return
+            what = "another folder has taken its place"
+        except OSError as error:
+            what = f"the folder is gone ({error.strerror or error})"
+        raise Stopped(
+            f"{self.path}: {what}; the run stops here. See whether its share or disk is mounted, "
+            "and run the same command again: it goes on with what is missing"
+        )
+
+    def check_writing(self, error: BaseException) -> None:
+        """After a file could not be written: see whether any still can.
+
+        Raises:
+            Stopped: None can, or the folder is gone.
+        """
+        self.check()
+        code = error_number(error)
+        if code is None:
+            return
+        is_full = code in (errno.ENOSPC, errno.EDQUOT)
+        trial = self.path / f".writable-{os.getpid()}"
+        try:
+            with atomic(trial) as temporary:
+                temporary.write_bytes(bytes(_PROBE_FULL if is_full else _PROBE))
+            trial.unlink()
+        except (OSError, DataError) as found:
+            raise Stopped(
+                f"{self.path}: nothing can be written any more "
+                f"({os.strerror(error_number(found) or code)}); the run stops here. Make room or "
+                "give back the right to write, and run the same command again"
+            ) from found
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def error_number(error: BaseException | None) -> int | None:
+    """The errno of an error of the operating system, or of the one that it was raised from."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        error = error.__cause__
+    return None
+
+
+def mask(output: Path, case: str) -> Path:
+    """Where the mask of a case goes."""
+    return output / f"{case}.nii.gz"
+
+
+def sidecar(output: Path, case: str) -> Path:
+    """Where its record goes."""
+    return output / f"{case}.json"
+
+
+def probabilities(output: Path, case: str) -> Path:
+    """Where its class probabilities go."""
+    return output / f"{case}_probabilities.nii.gz"
+
+
+def confidence(output: Path, case: str) -> Path:
+    """Where the probabilities inside the predicted foreground go, which lesions need."""
+    return output / CONFIDENCE / f"{case}.nii.gz"
+
+
+def uncertainty(output: Path, case: str) -> Path:
+    """Where its map of uncertainty goes."""
+    return output / f"{case}_uncertainty.nii.gz"
+
+
+def volumes(output: Path, case: str) -> tuple[Path, ...]:
+    """Every volume that a case may have."""
+    return tuple(name(output, case) for name in (mask, probabilities, confidence, uncertainty))
+
+
+def provenance(predictor: Predictor, models: Sequence[Path]) -> dict[str, Any]:
+    """What a mask depends on beside its inputs, and what it was made with."""
+    config = predictor.config
+    parts = config.model_dump(mode="json", include={"preprocess", "model", "inference"})
+    steps = entries(predictor.checkpoint, predictor.crf)
+    parts["postprocess"] = [entry.model_dump(mode="json") for entry in steps]
+    parts["data"] = config.data.model_dump(mode="json", include={"reference", "grids"})
+    parts["window"] = config.inference.patch or config.train.patch
+    parts["plugins"] = plugins.fingerprint(config.plugins)
+    if config.evaluation.lesions and not config.inference.probabilities:
+        parts["confidence"] = True
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return {
+        "medseg": VERSION,
+        "versions": {
+            "python": platform.python_version(), "torch": torch.__version__,
+            "numpy": np.__version__, "nibabel": nib.__version__,
+        },
+        "device": predictor.device.type,
+        "precision": config.inference.precision,
+        "model": "+".join(sha256(model_file(model)) for model in models),
+        "settings": digest,
+        "plugins": [
+            dict(plugin) for plugin in predictor.checkpoint.plugins if "=" not in plugin["plugin"]
+        ],
+    }  # fmt: skip
+
+
+def inputs_of(case: Case, predictor: Predictor) -> dict[str, Any]:
+    """The hashes of a case's files, and which channels they are.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    channels = predictor.checkpoint.channels
+    return {
+        "inputs": {str(path): sha256(path) for path in case.files},
+        "channels": list(channels),
+        "missing": [channels[n] for n in case.missing],
+    }
+
+
+def found(predictor: Predictor, prediction: Prediction, reference: Image) -> dict[str, Any]:
+    """Shape, voxel size and the volume of each class in mL."""
+    labels = predictor.labels
+    counts = np.bincount(prediction.labels.ravel(), minlength=len(labels.values) + 1)
+    index = {value: n + 1 for n, value in enumerate(labels.values)}
+    millilitres = {
+        name: sum(int(counts[index[value]]) for value in values) * prediction.voxel_mm3 / 1000
+        for name, values in labels.classes.items()
+    }
+    return {"shape": reference.shape, "spacing_mm": reference.spacing, "volume_ml": millilitres}
+
+
+def outputs_if_current(output: Path, case: str, record: dict[str, Any]) -> dict[str, str] | None:
+    """The outputs with their hashes, if they are there, unharmed, and came from the same.
+
+    The same are inputs, model and settings. Inputs may have moved: their hashes count, in the
+    order of the channels. Seconds, host and the like do not count.
+    """
+    try:
+        known = read_json(sidecar(output, case))
+        outputs: dict[str, str] = known["outputs"]
+        current = (
+            list(known["inputs"].values()) == list(record["inputs"].values())
+            and all(known[key] == record[key] for key in _DECIDE)
+            and all(sha256(output / name) == digest for name, digest in outputs.items())
+        )
+        return outputs if current else None
+    except (DataError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def discard(output: Path, case: str, written: Sequence[str] = ()) -> None:
+    """Remove what is stale once a case has failed: of an earlier run, and of this one.
+
+    What others left under its names is kept: a record tells which are ours.
+
+    Args:
+        output: The folder.
+        case: The id.
+        written: What this run wrote of it, relative to the folder.
+    """
+    record = sidecar(output, case)
+    stale = [output / name for name in written]
+    if record.exists():
+        stale += [*volumes(output, case), record]
+    for file in stale:
+        file.unlink(missing_ok=True)
+
+
+def check_names(output: Path, case: str, *, most: int | None = None) -> None:
+    """Refuse a case whose files cannot have the names that they should.
+
+    Args:
+        output: The folder.
+        case: The id.
+        most: Bytes that a name may have; None: what the file system says.
+
+    Raises:
+        DataError: The longest of them is too long for the file system.
+    """
+    try:
+        most = os.pathconf(output, "PC_NAME_MAX") if most is None else most
+    except (OSError, ValueError, AttributeError):  # not known here
+        return
+    longest = max((path.name for path in volumes(output, case)), key=lambda n: len(os.fsencode(n)))
+    size = len(os.fsencode(longest))
+    if size > most:
+        raise DataError(
+            output / longest,
+            f"a name of {size} bytes, and this file system takes {most}: shorten the id",
+        )
