@@ -16,7 +16,7 @@ import pytest
 
 from medseg import api, plugins
 from medseg.errors import DataError, MedsegError
-from medseg.inference.predictor import Predictor
+from medseg.inference.predictor import Predictor, Ready
 from medseg.inference.steps import Crf
 from medseg.registry import POSTPROCESSORS
 from medseg.volumes import nifti
@@ -79,15 +79,15 @@ def fill_with_nan(path: Path) -> None:
 
 def fail_on(errors: dict[str, Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the prediction of some cases raise."""
-    predict_case = Predictor.predict_case
+    run = Predictor.run
 
-    def faulty(self: Predictor, case: Any, **options: Any) -> Any:
-        name = case.reference.path.name[0]
+    def faulty(self: Predictor, ready: Ready) -> Any:
+        name = ready.case.reference.path.name[0]
         if name in errors:
             raise errors[name]
-        return predict_case(self, case, **options)
+        return run(self, ready)
 
-    monkeypatch.setattr(Predictor, "predict_case", faulty)
+    monkeypatch.setattr(Predictor, "run", faulty)
 
 
 def test_bad_cases_are_named_and_the_others_predicted(
@@ -100,7 +100,7 @@ def test_bad_cases_are_named_and_the_others_predicted(
     with monkeypatch.context() as patch:
         fail_on({"e": MemoryError(), "g": out_of_memory}, patch)
         code, said = cli("predict", "-m", network, "-i", inputs, "-o", output, "--device", "cpu")
-    assert code == 1
+    assert code == 3
     assert "4 predicted" in said
     assert "4 failed" in said
     masks = sorted(file.name for file in output.glob("*.nii.gz"))
@@ -439,7 +439,7 @@ def test_a_size_limit_leaves_nothing_unreadable(network: Path, few: Path, tmp_pa
     done = subprocess.run(
         [*command, "inference.probabilities=true"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 3, done.stderr
     reasons = failures(output)
     assert sorted(reasons) == ["a", "b", "c"]
     for case, reason in reasons.items():
