@@ -131,8 +131,8 @@ def predict(  # noqa: PLR0913  (what the command line has)
     part, source = Shard.parse(shard), Path(inputs)
     models = (model,) if isinstance(model, str | Path) else tuple(model)
     job = Prediction(
-        tuple(Path(model).absolute() for model in models), Path(output).absolute(), device=device,
-        plugins=tuple(plugins), overrides=tuple(overrides), crf=crf, missing=missing,
+        tuple(map(Path, models)), Path(output), device=device, plugins=tuple(plugins),
+        overrides=tuple(overrides), crf=crf, missing=missing,
     )  # fmt: skip
     predictor = load_predictor(job)
     found = cases.find_inputs(source, needed(predictor.config))

@@ -236,7 +236,7 @@ def _print_json(value: dict[str, Any]) -> None:
     """One JSON object on one line of the output stream, at once."""
     import json
 
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
 

@@ -99,9 +99,8 @@ def predict_cases(
     """
     refuse(cases, predictor.checkpoint.channels, job.output, source)
     mine, outcome = shard.take(cases), Outcome()
-    job.output.mkdir(parents=True, exist_ok=True)
     with Ledger(job.output, shard, cases) as ledger:
-        job = replace(job, ledger=shard.ledger, inputs=_root(cases, source))
+        job = replace(_absolute(job), ledger=shard.ledger, inputs=_root(cases, source))
         engine = start(Worker(job, predictor), _watch(tick, outcome))
         book = _Book(ledger, Place.of(job.output))
         try:
@@ -153,9 +152,16 @@ class _Book:
             outcome.stopped = outcome.stopped or str(error)
 
 
+def _absolute(job: Job) -> Job:
+    """The job as processes with another current folder can do it."""
+    models = tuple(model.absolute() for model in job.models)
+    return replace(job, models=models, output=job.output.absolute())
+
+
 def _root(cases: Sequence[Case], source: Path | None) -> Path | None:
     """The folder without which no input can be read."""
-    return source if source is not None and source.is_dir() else common_folder(cases)
+    is_folder = source is not None and source.is_dir()
+    return source.absolute() if is_folder and source is not None else common_folder(cases)
 
 
 def _watch(tick: Tick, outcome: Outcome) -> Watch:

@@ -99,8 +99,13 @@ class Task:
 
 def told(error: BaseException) -> str:
     """An error as a reason: with its type, unless it is one of ours."""
-    text = str(error).strip() or repr(error)
+    text = readable(str(error).strip() or repr(error))
     return text if isinstance(error, MedsegError) else f"{type(error).__name__}: {text}"
+
+
+def readable(text: object) -> str:
+    """A text that any file and terminal takes: bytes of paths that are no UTF-8 are escaped."""
+    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def now() -> str:

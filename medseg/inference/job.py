@@ -7,6 +7,7 @@ it, once, and turns each `Case` into an `Entry`, a line of the ledger. Its three
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -196,7 +197,9 @@ class Worker:
     def _discard(self, task: Task) -> None:
         try:
             outputs.discard(self.job.output, task.case.id, list(task.record.get("outputs", ())))
-        except OSError as error:  # such as a name that is too long to be there
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return  # so it is not there
             task.reason += f" (and what is stale cannot be removed: {error.strerror or error})"
 
     def _entry(self, task: Task) -> Entry:

@@ -14,6 +14,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import nibabel as nib
@@ -23,6 +24,7 @@ import torch
 from medseg import plugins
 from medseg.errors import DataError, MedsegError
 from medseg.files import atomic, read_json, sha256
+from medseg.inference.entry import readable
 from medseg.inference.predictor import Predictor, model_file
 from medseg.inference.steps import entries
 from medseg.postprocess.prediction import Prediction
@@ -91,17 +93,26 @@ class Place:
         if code is None:
             return
         is_full = code in (errno.ENOSPC, errno.EDQUOT)
-        trial = self.path / f".writable-{os.getpid()}"
         try:
-            with atomic(trial) as temporary:
-                temporary.write_bytes(bytes(_PROBE_FULL if is_full else _PROBE))
-            trial.unlink()
-        except (OSError, DataError) as found:
+            try_writing(self.path, _PROBE_FULL if is_full else _PROBE)
+        except DataError as found:
             raise Stopped(
                 f"{self.path}: nothing can be written any more "
                 f"({os.strerror(error_number(found) or code)}); the run stops here. Make room or "
                 "give back the right to write, and run the same command again"
             ) from found
+
+
+def try_writing(folder: Path, size: int = _PROBE) -> None:
+    """Write a file of `size` bytes into a folder and remove it, whatever others do there.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    trial = folder / f".writable-{token_hex(8)}"
+    with atomic(trial) as temporary:
+        temporary.write_bytes(bytes(size))
+    trial.unlink(missing_ok=True)
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -184,7 +195,7 @@ def inputs_of(case: Case, predictor: Predictor) -> dict[str, Any]:
     """
     channels = predictor.checkpoint.channels
     return {
-        "inputs": {str(path): sha256(path) for path in case.files},
+        "inputs": {readable(path): sha256(path) for path in case.files},
         "channels": list(channels),
         "missing": [channels[n] for n in case.missing],
     }

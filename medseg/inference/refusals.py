@@ -9,7 +9,6 @@ from pathlib import Path
 from secrets import token_hex
 
 from medseg.errors import DataError, raise_all
-from medseg.files import check_writable
 from medseg.inference import outputs
 from medseg.inference.ledger import FAILURES, FAILURES_TABLE
 from medseg.volumes import nifti
@@ -21,7 +20,7 @@ _OURS = (FAILURES, FAILURES_TABLE)
 def refuse(
     cases: Sequence[Case], channels: Sequence[str], output: Path, source: Path | None = None
 ) -> None:
-    """Refuse a run that cannot be right. Nothing is written but a trial that is removed.
+    """Refuse a run that cannot be right, or else make its output folder.
 
     Args:
         cases: All cases, of every shard.
@@ -37,8 +36,14 @@ def refuse(
     _refuse_inside(output, source)
     _refuse_overwriting(output, cases)
     _refuse_channels(cases, channels)
-    check_writable(output)
-    refuse_clashes(cases, output, folds_case=_folds_case(output))
+    refuse_clashes(cases, output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(output, f"cannot be written: {error.strerror or error}") from error
+    outputs.try_writing(output)
+    if _folds_case(output):
+        refuse_clashes(cases, output, folds_case=True)
 
 
 def _refuse_inside(output: Path, source: Path | None) -> None:
@@ -100,13 +105,9 @@ def _folded(name: str, folds_case: bool) -> str:
 
 
 def _folds_case(output: Path) -> bool:
-    """Whether the file system of a folder (or of what there is of it) ignores case."""
-    folder = next(place for place in (output, *output.resolve().parents) if place.exists())
-    trial = folder / f".case-{token_hex(8)}"
-    try:
-        trial.touch()
-    except OSError:  # only the folder that is yet to be made can be written: nothing is known
-        return False
+    """Whether a folder's file system ignores case."""
+    trial = output / f".case-{token_hex(8)}"
+    trial.touch()
     try:
         return trial.with_name(trial.name.upper()).exists()
     finally:
@@ -129,14 +130,14 @@ def _refuse_channels(cases: Sequence[Case], channels: Sequence[str]) -> None:
 def _other_channels(case: Case, channels: Sequence[str]) -> str | None:
     """How the channels of a case differ from those of the model, by names and headers alone."""
     present = [channel for channel in case.channels if channel is not None]
-    absent = [
-        name
-        for name, channel in zip(channels, case.channels, strict=True)
-        if channel is not None and not channel.path.is_file()
-    ]
-    if 0 < len(absent) < len(present):
-        return f"no file for channel {', '.join(absent)}"
     try:
+        absent = [
+            name
+            for name, channel in zip(channels, case.channels, strict=True)
+            if channel is not None and not channel.path.is_file()
+        ]
+        if 0 < len(absent) < len(present):
+            return f"no file for channel {', '.join(absent)}"
         return _volumes(present)
     except (DataError, OSError):  # what is damaged is told of its case
         return None
