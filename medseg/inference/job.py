@@ -158,7 +158,6 @@ class Worker:
         """
         with self._isolated(task, writing=True):
             if task.prediction is not None:
-                self._output.check()
                 self._write(task, task.prediction)
                 self._output.check()
         if task.reason:
@@ -179,10 +178,12 @@ class Worker:
                 path, shares = outputs.probabilities(output, case), prediction.probabilities
                 if not config.inference.probabilities:
                     path, shares = outputs.confidence(output, case), _inside(prediction, shares)
+                self._output.check()
                 write(path, shares, reference)
                 written[path.relative_to(output).as_posix()] = sha256(path)
             mask = outputs.mask(output, case)
             values = predictor.labels.to_values(prediction.labels)
+            self._output.check()
             write(mask, values, reference, affine=prediction.affine)
             written[mask.name] = sha256(mask)
         if outputs.sidecar(output, case).exists():  # of an earlier run: its other volumes are stale
@@ -192,6 +193,7 @@ class Worker:
         found = outputs.found(predictor, prediction, reference)
         made = {"notes": task.loaded.notes, "seconds": task.seconds, "time": now(),
                 "worker": whoami()}  # fmt: skip
+        self._output.check()  # writing would make a folder anew that has gone
         write_json(outputs.sidecar(output, case), {**task.record, **found, **made})
 
     def _discard(self, task: Task) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from medseg import api, plugins
 from medseg.errors import DataError, MedsegError
+from medseg.inference.ledger import latest
 from medseg.inference.predictor import Predictor, Ready
 from medseg.inference.steps import Crf
 from medseg.registry import POSTPROCESSORS
@@ -482,6 +483,18 @@ def test_sigkill_leaves_whole_masks_alone(network: Path, inputs: Path, tmp_path:
     for name in "abcdefgh":
         mask = f"{name}.nii.gz"
         assert (output / mask).read_bytes() == (fresh / mask).read_bytes()
+        assert lasting(output / f"{name}.json") == lasting(fresh / f"{name}.json")
+    told = latest(output)
+    assert {name: told[name]["status"] for name in told} == {
+        **dict.fromkeys(done, "done"),
+        **dict.fromkeys(kept, "kept"),
+    }
+
+
+def lasting(record: Path) -> dict[str, Any]:
+    """A record without what is of one run."""
+    found = json.loads(record.read_text())
+    return {k: v for k, v in found.items() if k not in ("seconds", "time", "worker")}
 
 
 def test_nothing_to_predict_is_an_error(network: Path, tmp_path: Path) -> None:

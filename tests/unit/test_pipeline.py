@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from medseg.console import Tick
+from medseg.inference.batch import Outcome, _watch
 from medseg.inference.entry import Entry
 from medseg.inference.outputs import Stopped
 from medseg.inference.pipeline import AHEAD, BEHIND, pipelined
@@ -146,6 +148,17 @@ def test_who_stops_listening_stops_the_work() -> None:
     next(entries)
     entries.close()  # type: ignore[attr-defined]
     assert len(worker.written) < len(CASES)
+
+
+def test_the_bar_tells_stage_case_and_failures() -> None:
+    class Seen(Tick):
+        def show(self, note: str) -> None:
+            notes.append(note)
+
+    notes: list[str] = []
+    outcome = Outcome(failed={"c0": "no"})
+    _watch(Seen(3), outcome)("reading", "c1")
+    assert notes == ["reading c1  1 failed"]
 
 
 def test_it_says_what_it_waits_for() -> None:
