@@ -63,14 +63,14 @@ def files(folder: Path) -> set[str]:
 def test_an_output_in_the_input_folder(
     below: str, how: str, network: Path, inputs: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, given = files(inputs), inputs
+    before, source, output = files(inputs), inputs, inputs / below
     if how == "relative":
         monkeypatch.chdir(inputs)
-        given = Path()
+        output = Path(below)
     if how == "link":
-        given = inputs.with_name("link")
-        given.symlink_to(inputs)
-    code, said = cli("predict", "-m", network, "-i", inputs, "-o", given / below)
+        source = inputs.with_name("link")
+        source.symlink_to(inputs)
+    code, said = cli("predict", "-m", network, "-i", source, "-o", output)
     assert code == 2
     assert f"{'lies inside' if below else 'is'} the input folder" in said
     assert "give a folder beside it, such as" in said
