@@ -16,8 +16,8 @@ from medseg.console import Tick
 from medseg.errors import DataError, MedsegError
 from medseg.inference.job import Engine, Entry, Job, Stopped, Watch, Worker
 from medseg.inference.ledger import FAILURES, Ledger, write_failures
-from medseg.inference.outputs import Place
 from medseg.inference.pipeline import pipelined
+from medseg.inference.place import Place
 from medseg.inference.predictor import Predictor
 from medseg.inference.refusals import common_folder, refuse
 from medseg.inference.shard import WHOLE, Shard

@@ -23,13 +23,14 @@ from medseg.errors import DataError, MedsegError, raise_all
 from medseg.files import sha256, write_json
 from medseg.inference import outputs
 from medseg.inference.entry import Entry, Task, now, told, whoami
-from medseg.inference.outputs import Place, Stopped
+from medseg.inference.place import Place, Stopped
 from medseg.inference.predictor import Predictor
 from medseg.inference.steps import Crf
 from medseg.postprocess.prediction import Prediction
 from medseg.volumes.dataset import Case
-from medseg.volumes.image import Array
+from medseg.volumes.image import Array, Image
 from medseg.volumes.load import absent
+from medseg.volumes.stack import Stack
 from medseg.volumes.writer import write
 
 __all__ = [
@@ -146,7 +147,9 @@ class Worker:
         if task.ready is not None:
             self._output.check()
             with self._isolated(task), task.timed("predict"):
-                task.prediction = self.predictor.run(task.ready)
+                task.prediction = self.predictor.run(
+                    task.ready, probabilities=self._wants_shares, spool=self.job.output
+                )
             task.ready = None
         return task
 
@@ -156,7 +159,7 @@ class Worker:
         Raises:
             Stopped: The output folder is gone, or nothing can be written any more.
         """
-        with self._isolated(task, writing=True):
+        with self._isolated(task):
             if task.prediction is not None:
                 self._write(task, task.prediction)
                 self._output.check()
@@ -168,33 +171,50 @@ class Worker:
     def _write(self, task: Task, prediction: Prediction) -> None:
         assert task.loaded is not None
         predictor, output, case = self.predictor, self.job.output, task.case.id
-        config, reference = predictor.config, task.loaded.reference
-        written: dict[str, str] = task.record.setdefault("outputs", {})
-        wanted = config.inference.probabilities or config.evaluation.lesions
         with task.timed("postprocess"):
-            prediction = predictor.postprocess(prediction, probabilities=wanted)
+            prediction = predictor.postprocess(prediction, probabilities=self._wants_shares)
         with task.timed("write"):
-            if prediction.probabilities is not None:
-                path, shares = outputs.probabilities(output, case), prediction.probabilities
-                if not config.inference.probabilities:
-                    path, shares = outputs.confidence(output, case), _inside(prediction, shares)
-                self._output.check()
-                write(path, shares, reference)
+            written = task.record.setdefault("outputs", {})
+            for path, volume in self._volumes(case, prediction):
+                self._output.check()  # writing would make a folder anew that has gone
+                self._write_volume(path, volume, task.loaded.reference, prediction)
                 written[path.relative_to(output).as_posix()] = sha256(path)
-            mask = outputs.mask(output, case)
-            values = predictor.labels.to_values(prediction.labels)
-            self._output.check()
-            write(mask, values, reference, affine=prediction.affine)
-            written[mask.name] = sha256(mask)
         if outputs.sidecar(output, case).exists():  # of an earlier run: its other volumes are stale
             for file in outputs.volumes(output, case):
                 if file.relative_to(output).as_posix() not in written:
                     file.unlink(missing_ok=True)
-        found = outputs.found(predictor, prediction, reference)
+        found = outputs.found(predictor, prediction, task.loaded.reference)
         made = {"notes": task.loaded.notes, "seconds": task.seconds, "time": now(),
                 "worker": whoami()}  # fmt: skip
-        self._output.check()  # writing would make a folder anew that has gone
+        self._output.check()
         write_json(outputs.sidecar(output, case), {**task.record, **found, **made})
+
+    def _volumes(self, case: str, prediction: Prediction) -> Iterator[tuple[Path, Array | Stack]]:
+        """What is to be written of a case, the mask last."""
+        output = self.job.output
+        shares = prediction.probabilities if prediction.stack is None else prediction.stack
+        if shares is not None and self.predictor.config.inference.probabilities:
+            yield outputs.probabilities(output, case), shares
+        elif shares is not None:
+            yield outputs.confidence(output, case), outputs.Inside(shares, prediction.labels > 0)
+        if prediction.uncertainty is not None:
+            yield outputs.uncertainty(output, case), prediction.uncertainty
+        yield outputs.mask(output, case), self.predictor.labels.to_values(prediction.labels)
+
+    def _write_volume(
+        self, path: Path, volume: Array | Stack, reference: Image, prediction: Prediction
+    ) -> None:
+        settings = self.predictor.config.inference
+        write(
+            path, volume, reference, affine=prediction.affine, compression=settings.compression,
+            stored=settings.probability_type,
+        )  # fmt: skip
+
+    @property
+    def _wants_shares(self) -> bool:
+        """Whether class probabilities are written, be it inside the lesions alone."""
+        config = self.predictor.config
+        return config.inference.probabilities or config.evaluation.lesions
 
     def _discard(self, task: Task) -> None:
         try:
@@ -221,16 +241,16 @@ class Worker:
         )
 
     @contextmanager
-    def _isolated(self, task: Task, *, writing: bool = False) -> Iterator[None]:
+    def _isolated(self, task: Task) -> Iterator[None]:
         """One bad case costs one case, unless it is not the case that is bad."""
         try:
             yield
         except Stopped:
             raise
         except Exception as error:  # noqa: BLE001
-            if self._inputs is not None and not writing:
+            if self._inputs is not None:
                 self._inputs.check()
-            self._output.check_writing(error) if writing else self._output.check()
+            self._output.check_writing(error)
             task.reason, task.ready, task.prediction = told(error), None, None
         if task.reason and torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -243,7 +263,7 @@ def load_predictor(job: Job) -> Predictor:
         MedsegError: It cannot be loaded.
     """
     return Predictor.load(
-        job.models[0], device=job.device, plugins=job.plugins, overrides=job.overrides,
+        job.models, device=job.device, plugins=job.plugins, overrides=job.overrides,
         crf=job.crf, missing=job.missing,
     )  # fmt: skip
 
@@ -252,9 +272,3 @@ def digest(made_with: dict[str, Any]) -> str:
     """One hash of what masks depend on beside their inputs; not of the device."""
     parts = [made_with[key] for key in ("medseg", "model", "settings")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _inside(prediction: Prediction, shares: Array) -> Array:
-    """The probabilities inside the predicted foreground, 0 elsewhere."""
-    inside: Array = shares * (prediction.labels > 0)
-    return inside

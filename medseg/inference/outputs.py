@@ -6,15 +6,12 @@ came. It is written last, so that it vouches for volumes that are complete.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import nibabel as nib
@@ -22,111 +19,20 @@ import numpy as np
 import torch
 
 from medseg import plugins
-from medseg.errors import DataError, MedsegError
-from medseg.files import atomic, read_json, sha256
+from medseg.config.schema import Config
+from medseg.errors import DataError
+from medseg.files import read_json, sha256
 from medseg.inference.entry import readable
 from medseg.inference.predictor import Predictor, model_file
 from medseg.inference.steps import entries
 from medseg.postprocess.prediction import Prediction
 from medseg.version import VERSION
 from medseg.volumes.dataset import Case
-from medseg.volumes.image import Image
+from medseg.volumes.image import Array, Image
+from medseg.volumes.stack import Stack
 
 CONFIDENCE = "confidence"  # the folder of the probabilities that only lesions need
 _DECIDE = ("model", "settings", "medseg", "missing")  # beside inputs and outputs: a mask's age
-_PROBE, _PROBE_FULL = 1 << 12, 1 << 20  # bytes; a disk with less than a MiB left is full
-
-
-class Stopped(MedsegError):  # noqa: N818  (no error of a user: a state of the run)
-    """What makes every further case pointless: a folder vanished, or nothing can be written."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """A folder as it was when the run began: another one under its name is not taken for it.
-
-    Args:
-        path: The folder.
-        identity: Its device and inode; an unmounted share leaves a folder of another device.
-    """
-
-    path: Path
-    identity: tuple[int, int]
-
-    @classmethod
-    def of(cls, path: Path) -> Place:
-        """Look at a folder.
-
-        Raises:
-            DataError: It is not there.
-        """
-        try:
-            return cls(path, _identity(path))
-        except OSError as error:
-            raise DataError(path, error.strerror or str(error)) from error
-
-    def check(self) -> None:
-        """See that it is still there.
-
-        Raises:
-            Stopped: It is gone, or something else lies in its place.
-        """
-        try:
-            if _identity(self.path) == self.identity:
-                return
-            what = "another folder has taken its place"
-        except OSError as error:
-            what = f"the folder is gone ({error.strerror or error})"
-        raise Stopped(
-            f"{self.path}: {what}; the run stops here. See whether its share or disk is mounted, "
-            "and run the same command again: it goes on with what is missing"
-        )
-
-    def check_writing(self, error: BaseException) -> None:
-        """After a file could not be written: see whether any still can.
-
-        Raises:
-            Stopped: None can, or the folder is gone.
-        """
-        self.check()
-        code = error_number(error)
-        if code is None:
-            return
-        is_full = code in (errno.ENOSPC, errno.EDQUOT)
-        try:
-            try_writing(self.path, _PROBE_FULL if is_full else _PROBE)
-        except DataError as found:
-            raise Stopped(
-                f"{self.path}: nothing can be written any more "
-                f"({os.strerror(error_number(found) or code)}); the run stops here. Make room or "
-                "give back the right to write, and run the same command again"
-            ) from found
-
-
-def try_writing(folder: Path, size: int = _PROBE) -> None:
-    """Write a file of `size` bytes into a folder and remove it, whatever others do there.
-
-    Raises:
-        DataError: It cannot be written.
-    """
-    trial = folder / f".writable-{token_hex(8)}"
-    with atomic(trial) as temporary:
-        temporary.write_bytes(bytes(size))
-    trial.unlink(missing_ok=True)
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
-
-
-def error_number(error: BaseException | None) -> int | None:
-    """The errno of an error of the operating system, or of the one that it was raised from."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return error.errno
-        error = error.__cause__
-    return None
 
 
 def mask(output: Path, case: str) -> Path:
@@ -159,16 +65,41 @@ def volumes(output: Path, case: str) -> tuple[Path, ...]:
     return tuple(name(output, case) for name in (mask, probabilities, confidence, uncertainty))
 
 
+class Inside:
+    """Class probabilities within the predicted foreground, 0 elsewhere; a `Stack`.
+
+    Args:
+        shares: (classes, I, J, K), or a stack of them.
+        inside: (I, J, K) bool.
+    """
+
+    def __init__(self, shares: Array | Stack, inside: Array) -> None:
+        self._shares, self._inside = shares, inside
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(classes, I, J, K)."""
+        return tuple(self._shares.shape)
+
+    def __len__(self) -> int:
+        """How many classes there are."""
+        return len(self._shares)
+
+    def __iter__(self) -> Iterator[Array]:
+        """Those of each class."""
+        for share in self._shares:
+            yield share * self._inside
+
+
 def provenance(predictor: Predictor, models: Sequence[Path]) -> dict[str, Any]:
     """What a mask depends on beside its inputs, and what it was made with."""
-    config = predictor.config
-    parts = config.model_dump(mode="json", include={"preprocess", "model", "inference"})
+    first, *others = (member.config for member in predictor.members)
+    parts = _decisive(first)
+    if others:
+        parts["ensemble"] = [_decisive(config) for config in others]
     steps = entries(predictor.checkpoint, predictor.crf)
     parts["postprocess"] = [entry.model_dump(mode="json") for entry in steps]
-    parts["data"] = config.data.model_dump(mode="json", include={"reference", "grids"})
-    parts["window"] = config.inference.patch or config.train.patch
-    parts["plugins"] = plugins.fingerprint(config.plugins)
-    if config.evaluation.lesions and not config.inference.probabilities:
+    if first.evaluation.lesions and not first.inference.probabilities:
         parts["confidence"] = True
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return {
@@ -178,13 +109,22 @@ def provenance(predictor: Predictor, models: Sequence[Path]) -> dict[str, Any]:
             "numpy": np.__version__, "nibabel": nib.__version__,
         },
         "device": predictor.device.type,
-        "precision": config.inference.precision,
+        "precision": first.inference.precision,
         "model": "+".join(sha256(model_file(model)) for model in models),
         "settings": digest,
         "plugins": [
             dict(plugin) for plugin in predictor.checkpoint.plugins if "=" not in plugin["plugin"]
         ],
     }  # fmt: skip
+
+
+def _decisive(config: Config) -> dict[str, Any]:
+    """The settings of one model that its masks depend on."""
+    parts = config.model_dump(mode="json", include={"preprocess", "model", "inference"})
+    parts["data"] = config.data.model_dump(mode="json", include={"reference", "grids"})
+    parts["window"] = config.inference.patch or config.train.patch
+    parts["plugins"] = plugins.fingerprint(config.plugins)
+    return parts
 
 
 def inputs_of(case: Case, predictor: Predictor) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from secrets import token_hex
 from medseg.errors import DataError, raise_all
 from medseg.inference import outputs
 from medseg.inference.ledger import FAILURES, FAILURES_TABLE
+from medseg.inference.place import try_writing
 from medseg.volumes import nifti
 from medseg.volumes.dataset import Case, Channel
 
@@ -41,7 +42,7 @@ def refuse(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(output, f"cannot be written: {error.strerror or error}") from error
-    outputs.try_writing(output)
+    try_writing(output)
     if _folds_case(output):
         refuse_clashes(cases, output, folds_case=True)
 

@@ -83,11 +83,11 @@ def fail_on(errors: dict[str, Exception], monkeypatch: pytest.MonkeyPatch) -> No
     """Make the prediction of some cases raise."""
     run = Predictor.run
 
-    def faulty(self: Predictor, ready: Ready) -> Any:
+    def faulty(self: Predictor, ready: Ready, **options: Any) -> Any:
         name = ready.case.reference.path.name[0]
         if name in errors:
             raise errors[name]
-        return run(self, ready)
+        return run(self, ready, **options)
 
     monkeypatch.setattr(Predictor, "run", faulty)
 

@@ -31,7 +31,7 @@ def network(model: Model) -> Path:
 
 @pytest.fixture(autouse=True)
 def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(*_: object) -> None:
+    def run(*_: object, **__: object) -> None:
         raise AssertionError("this should have been refused")
 
     monkeypatch.setattr(Predictor, "run", run)

@@ -21,7 +21,7 @@ import pytest
 from medseg import api
 from medseg.errors import DataError
 from medseg.inference import job as job_module
-from medseg.inference import outputs
+from medseg.inference import place
 from medseg.inference.batch import Outcome
 from medseg.inference.ledger import events, latest
 from medseg.inference.predictor import Predictor, Ready
@@ -66,10 +66,10 @@ def on(name: str, action: Callable[[], object], monkeypatch: pytest.MonkeyPatch)
     """Have something happen while the network has a case."""
     run = Predictor.run
 
-    def eventful(self: Predictor, ready: Ready) -> Any:
+    def eventful(self: Predictor, ready: Ready, **options: Any) -> Any:
         if ready.case.reference.path.name.startswith(name):
             action()
-        return run(self, ready)
+        return run(self, ready, **options)
 
     monkeypatch.setattr(Predictor, "run", eventful)
 
@@ -345,7 +345,7 @@ def test_a_disk_is_full_if_a_try_says_so(
     is_full: bool, network: Path, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Someone may have made room meanwhile: then only that case has failed."""
-    write, try_writing = job_module.write, outputs.try_writing
+    write, try_writing = job_module.write, place.try_writing
     sizes: list[int] = []
 
     def full(path: Path, *rest: Any, **more: Any) -> None:
@@ -360,9 +360,9 @@ def test_a_disk_is_full_if_a_try_says_so(
         try_writing(folder)
 
     monkeypatch.setattr(job_module, "write", full)
-    monkeypatch.setattr(outputs, "try_writing", once_more)
+    monkeypatch.setattr(place, "try_writing", once_more)
     outcome = predict(network, inputs, tmp_path / "out")
-    assert sizes[1:] == [1 << 20]
+    assert sizes == [1 << 20]
     if is_full:
         assert "No space left on device" in outcome.stopped
         assert outcome.untried[0] == "b"

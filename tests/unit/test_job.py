@@ -77,7 +77,7 @@ def test_nothing_is_computed_for_a_folder_that_is_gone(
 ) -> None:
     worker = Worker(job)
     task = worker.read(case(heads))
-    monkeypatch.setattr(Predictor, "run", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(Predictor, "run", lambda *_, **__: pytest.fail("computed"))
     job.output.rmdir()
     with pytest.raises(Stopped, match="the folder is gone"):
         worker.compute(task)

@@ -11,8 +11,8 @@ import pytest
 from medseg.console import Tick
 from medseg.inference.batch import Outcome, _watch
 from medseg.inference.entry import Entry
-from medseg.inference.outputs import Stopped
 from medseg.inference.pipeline import AHEAD, BEHIND, pipelined
+from medseg.inference.place import Stopped
 from medseg.volumes.dataset import Case
 
 CASES = [Case(f"c{n}", ()) for n in range(12)]

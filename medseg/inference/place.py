@@ -1,0 +1,106 @@
+"""Folders on shares and disks that may vanish or fill up while a run goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+
+from medseg.errors import DataError, MedsegError
+from medseg.files import atomic
+
+_PROBE, _PROBE_FULL = 1 << 12, 1 << 20  # bytes; a disk with less than a MiB left is full
+
+
+class Stopped(MedsegError):  # noqa: N818  (no error of a user: a state of the run)
+    """What makes every further case pointless: a folder vanished, or nothing can be written."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder as it was when the run began: another one under its name is not taken for it.
+
+    Args:
+        path: The folder.
+        identity: Its device and inode; an unmounted share leaves a folder of another device.
+    """
+
+    path: Path
+    identity: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: Path) -> Place:
+        """Look at a folder.
+
+        Raises:
+            DataError: It is not there.
+        """
+        try:
+            return cls(path, _identity(path))
+        except OSError as error:
+            raise DataError(path, error.strerror or str(error)) from error
+
+    def check(self) -> None:
+        """See that it is still there.
+
+        Raises:
+            Stopped: It is gone, or something else lies in its place.
+        """
+        try:
+            if _identity(self.path) == self.identity:
+                return
+            what = "another folder has taken its place"
+        except OSError as error:
+            what = f"the folder is gone ({error.strerror or error})"
+        raise Stopped(
+            f"{self.path}: {what}; the run stops here. See whether its share or disk is mounted, "
+            "and run the same command again: it goes on with what is missing"
+        )
+
+    def check_writing(self, error: BaseException) -> None:
+        """After a file could not be written: see whether any still can.
+
+        Raises:
+            Stopped: None can, or the folder is gone.
+        """
+        self.check()
+        code = error_number(error)
+        if code is None:
+            return
+        is_full = code in (errno.ENOSPC, errno.EDQUOT)
+        try:
+            try_writing(self.path, _PROBE_FULL if is_full else _PROBE)
+        except DataError as found:
+            raise Stopped(
+                f"{self.path}: nothing can be written any more "
+                f"({os.strerror(error_number(found) or code)}); the run stops here. Make room or "
+                "give back the right to write, and run the same command again"
+            ) from found
+
+
+def try_writing(folder: Path, size: int = _PROBE) -> None:
+    """Write a file of `size` bytes into a folder and remove it, whatever others do there.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    trial = folder / f".writable-{token_hex(8)}"
+    with atomic(trial) as temporary:
+        temporary.write_bytes(bytes(size))
+    trial.unlink(missing_ok=True)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def error_number(error: BaseException | None) -> int | None:
+    """The errno of an error of the operating system, or of the one that it was raised from."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        error = error.__cause__
+    return None
