@@ -15,7 +15,7 @@ from medseg.console import console, errors, show_warnings_briefly
 from medseg.errors import MedsegError
 from medseg.version import VERSION
 
-OK, REFUSED, SOME_FAILED = 0, 2, 3
+OK, REFUSED, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
 
 app = typer.Typer(
     name="medseg",
@@ -131,12 +131,16 @@ def predict(  # noqa: PLR0913, PLR0917  (options)
     """Predict masks. A rerun does only what is missing or stale."""
     from medseg import api, tables
 
-    outcome = api.predict(
-        model, inputs, output, device=device, plugins=_here(plugin), overrides=overrides or [],
-        crf=crf.value, missing=missing.value if missing else None, shard=shard,
-        tell=(lambda entry: _print_json({"event": "case", **entry.plain()})) if as_json else None,
-        quiet=quiet or as_json,
-    )  # fmt: skip
+    tell = (lambda entry: _print_json({"event": "case", **entry.plain()})) if as_json else None
+    try:
+        outcome = api.predict(
+            model, inputs, output, device=device, plugins=_here(plugin), overrides=overrides or [],
+            crf=crf.value, missing=missing.value if missing else None, shard=shard, tell=tell,
+            quiet=quiet or as_json,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        errors.print("interrupted: the same command goes on with what is missing")
+        raise typer.Exit(INTERRUPTED) from None
     if as_json:
         _print_json({"event": "summary", **outcome.plain()})
     elif not quiet:
@@ -144,7 +148,8 @@ def predict(  # noqa: PLR0913, PLR0917  (options)
             f"{len(outcome.done)} predicted, {len(outcome.kept)} were up to date, "
             f"{len(outcome.failed)} failed"
         )
-        tables.paths({"Masks": output})
+        lists = {"Failures": output / "failures.csv"} if outcome.failed else {}
+        tables.paths({"Masks": output, **lists})
     for case, reason in outcome.failed.items():
         errors.print(f"[red]failed:[/] {escape(case)}: {escape(reason)}")
     if outcome.stopped:

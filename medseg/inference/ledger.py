@@ -103,7 +103,8 @@ class Ledger:
         """Append one line in one go; after a torn one, on a line of its own."""
         line = json.dumps(event, ensure_ascii=True).encode() + b"\n"
         size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":
+        os.lseek(self._file, max(0, size - 1), os.SEEK_SET)  # writing is at the end all the same
+        if size and os.read(self._file, 1) != b"\n":
             line = b"\n" + line
         written = os.write(self._file, line)
         while written < len(line):  # a full disk: the next attempt says so
