@@ -24,7 +24,7 @@ from medseg.files import sha256, write_json
 from medseg.inference import outputs
 from medseg.inference.entry import Entry, Task, now, told, whoami
 from medseg.inference.place import Place, Stopped
-from medseg.inference.predictor import Predictor
+from medseg.inference.predictor import Predictor, Ready
 from medseg.inference.steps import Crf
 from medseg.postprocess.prediction import Prediction
 from medseg.volumes.dataset import Case
@@ -147,9 +147,7 @@ class Worker:
         if task.ready is not None:
             self._output.check()
             with self._isolated(task), task.timed("predict"):
-                task.prediction = self.predictor.run(
-                    task.ready, probabilities=self._wants_shares, spool=self.job.output
-                )
+                task.prediction = self._run(task.ready)
             task.ready = None
         return task
 
@@ -167,6 +165,14 @@ class Worker:
             self._output.check()
             self._discard(task)
         return self._entry(task)
+
+    def _run(self, ready: Ready) -> Prediction:
+        output = self.job.output
+        try:
+            return self.predictor.run(ready, probabilities=self._wants_shares, spool=output)
+        except OSError as error:  # all that goes to a disk here are probabilities, for a while
+            reason = f"class probabilities cannot be kept there: {error.strerror or error}"
+            raise DataError(output, reason) from error
 
     def _write(self, task: Task, prediction: Prediction) -> None:
         assert task.loaded is not None
