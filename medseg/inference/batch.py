@@ -102,7 +102,7 @@ def predict_cases(
     with Ledger(job.output, shard, cases) as ledger:
         job = replace(_absolute(job), ledger=shard.ledger, inputs=_root(cases, source))
         engine = start(Worker(job, predictor), _watch(tick, outcome))
-        book = _Book(ledger, Place.of(job.output))
+        book = _Book(ledger, Place.of(job.output, shard.ledger))
         try:
             for entry in engine(mine):
                 outcome.add(entry)

@@ -101,7 +101,7 @@ class Worker:
                 "not those that the run began with; give all workers the same"
             )
         self.job = replace(job, provenance=found)
-        self._output = Place.of(job.output)
+        self._output = Place.of(job.output, job.ledger)
         if job.ledger and not (job.output / job.ledger).exists():
             raise DataError(
                 job.output,

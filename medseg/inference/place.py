@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -25,20 +26,24 @@ class Place:
     Args:
         path: The folder.
         identity: Its device and inode; an unmounted share leaves a folder of another device.
+        witness: A file in it that decides whether it is the same: numbers of inodes are given out
+            again, and those of devices change when a share is mounted anew. Empty: there is none;
+            then a folder of another identity is taken for it unless it is empty.
     """
 
     path: Path
     identity: tuple[int, int]
+    witness: str = ""
 
     @classmethod
-    def of(cls, path: Path) -> Place:
+    def of(cls, path: Path, witness: str = "") -> Place:
         """Look at a folder.
 
         Raises:
             DataError: It is not there.
         """
         try:
-            return cls(path, _identity(path))
+            return cls(path, _identity(path), witness)
         except OSError as error:
             raise DataError(path, error.strerror or str(error)) from error
 
@@ -49,7 +54,7 @@ class Place:
             Stopped: It is gone, or something else lies in its place.
         """
         try:
-            if _identity(self.path) == self.identity:
+            if self._is_known(_identity(self.path)):
                 return
             what = "another folder has taken its place"
         except OSError as error:
@@ -58,6 +63,11 @@ class Place:
             f"{self.path}: {what}; the run stops here. See whether its share or disk is mounted, "
             "and run the same command again: it goes on with what is missing"
         )
+
+    def _is_known(self, identity: tuple[int, int]) -> bool:
+        if self.witness:
+            return (self.path / self.witness).exists()
+        return identity == self.identity or next(self.path.iterdir(), None) is not None
 
     def check_writing(self, error: BaseException) -> None:
         """After a file could not be written: see whether any still can.
@@ -94,6 +104,8 @@ def try_writing(folder: Path, size: int = _PROBE) -> None:
 
 def _identity(path: Path) -> tuple[int, int]:
     status = path.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     return status.st_dev, status.st_ino
 
 
