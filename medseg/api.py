@@ -16,7 +16,10 @@ from medseg.evaluation.evaluate import evaluate as score
 from medseg.evaluation.subsets import Subset
 from medseg.inference import batch
 from medseg.inference.inputs import needed
-from medseg.inference.predictor import Predictor, model_file
+from medseg.inference.job import Entry, load_predictor
+from medseg.inference.job import Job as Prediction
+from medseg.inference.predictor import Predictor
+from medseg.inference.shard import Shard
 from medseg.inference.steps import Crf
 from medseg.inference.subsets import score_subsets
 from medseg.networks.checkpoint import save
@@ -60,11 +63,14 @@ def train(
     run = loop.train(config, output, device=device, resume=resume, quiet=quiet)
     predictor = Predictor.load(run.path, device=device, plugins=config.plugins)
     validation = cases.find(config.data).only(run.split().validation)
+    todo = Prediction((run.model,), run.validation, device=device, plugins=config.plugins)
     with track("Predict", len(validation.cases), quiet=quiet) as tick:
-        outcome = batch.predict_cases(predictor, run.model, validation.cases, run.validation, tick)
-    if outcome.failed:
+        outcome = batch.predict_cases(todo, predictor, validation.cases, tick)
+    if not outcome.is_complete:
         raise MedsegError(
-            f"{len(outcome.failed)} validation cases failed; see {run.validation / batch.FAILURES}"
+            outcome.stopped
+            or f"{len(outcome.failed)} validation cases failed; see "
+            f"{run.validation / batch.FAILURES}"
         )
     every_subset: tuple[Subset, ...] = ()
     if config.evaluation.subsets:
@@ -81,8 +87,8 @@ def train(
     return summary
 
 
-def predict(
-    model: str | Path,
+def predict(  # noqa: PLR0913  (what the command line has)
+    model: str | Path | Sequence[str | Path],
     inputs: str | Path,
     output: str | Path,
     *,
@@ -91,15 +97,17 @@ def predict(
     overrides: Sequence[str] = (),
     crf: Crf = "model",
     missing: Missing | None = None,
+    shard: str = "1/1",
+    tell: Callable[[Entry], None] | None = None,
     quiet: bool = False,
 ) -> batch.Outcome:
     """Predict a folder, a list of files or a CSV.
 
     Args:
-        model: A run folder or a .safetensors file.
+        model: A run folder or a .safetensors file, or several of these.
         inputs: A folder whose files are named as in training, a .nii.gz file, a .csv with the
             channels as columns, or a .txt with one case a line.
-        output: Folder for the masks `ID.nii.gz` and their records `ID.json`.
+        output: Folder for the masks `ID.nii.gz`, their records `ID.json`, and `ledger.jsonl`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         plugins: Plugins that the model needs and that are not installed.
         overrides: Settings instead of the model's own, e.g. `inference.overlap=0.25`.
@@ -107,20 +115,31 @@ def predict(
             runs; "off": it does not.
         missing: "refuse": a case that lacks a channel fails; "zero": the channel is taken as 0
             after normalisation; None: as the model was trained.
+        shard: "K/N": only the K-th of N parts of the cases, while other processes, on whatever
+            machine, do the others into the same folder.
+        tell: Called with what became of each case, as it ends.
         quiet: Show no progress.
 
     Returns:
-        Which cases were predicted, kept as they were, or failed and why.
+        Which cases were predicted, kept as they were, failed and why, or left, and why the run
+        stopped.
 
     Raises:
-        MedsegError: The model or the inputs cannot be used at all. A bad case is no error.
+        MedsegError: Nothing could start: the model, the inputs or the output folder cannot be used
+            at all, or another process does the same. A bad case is no error.
     """
-    predictor = Predictor.load(
-        model, device=device, plugins=plugins, overrides=overrides, crf=crf, missing=missing
-    )
-    found = cases.find_inputs(Path(inputs), needed(predictor.config))
-    with track("Predict", len(found), quiet=quiet) as tick:
-        return batch.predict_cases(predictor, model_file(model), found, Path(output), tick)
+    part, source = Shard.parse(shard), Path(inputs)
+    models = (model,) if isinstance(model, str | Path) else tuple(model)
+    job = Prediction(
+        tuple(map(Path, models)), Path(output), device=device, plugins=tuple(plugins),
+        overrides=tuple(overrides), crf=crf, missing=missing,
+    )  # fmt: skip
+    predictor = load_predictor(job)
+    found = cases.find_inputs(source, needed(predictor.config))
+    with track("Predict", len(part.take(found)), quiet=quiet) as tick:
+        return batch.predict_cases(
+            job, predictor, found, tick, source=source, shard=part, tell=tell
+        )
 
 
 def evaluate(

@@ -16,7 +16,7 @@ from medseg.errors import MedsegError
 from medseg.memory import keep_freed
 from medseg.version import VERSION
 
-OK, SOME_FAILED, REFUSED = 0, 1, 2
+OK, REFUSED, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
 
 app = typer.Typer(
     name="medseg",
@@ -24,7 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 all well, 1 some cases failed (see failures.json), 2 nothing was done.",
+    epilog="Exit codes: 0 all well, 2 nothing could start, 3 some cases failed (see failures.csv).",
 )
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The YAML file of the run.")]
@@ -101,13 +101,18 @@ def train(
 
 
 @app.command()
-def predict(
-    model: Annotated[Path, typer.Option("--model", "-m", help="A run folder or model file.")],
+def predict(  # noqa: PLR0913, PLR0917  (options)
+    model: Annotated[
+        list[Path], typer.Option("--model", "-m", help="A run folder or model file; repeatable.")
+    ],
     inputs: Annotated[
         Path, typer.Option("--input", "-i", help="A folder, a .nii.gz, a .csv or a .txt list.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the masks.")],
     device: Device = "auto",
+    shard: Annotated[
+        str, typer.Option(metavar="K/N", help="Only part K of N; other processes do the others.")
+    ] = "1/1",
     crf: Annotated[
         Crf, typer.Option(help="Run a CRF: always, never, or if the model has one that helps.")
     ] = Crf.model,
@@ -117,24 +122,41 @@ def predict(
             help="A case that lacks a channel fails, or is predicted without; else as trained."
         ),
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON line a case, and one of all at the end.")
+    ] = False,
     plugin: Plugins = None,
     overrides: Overrides = None,
 ) -> None:
     """Predict masks. A rerun does only what is missing or stale."""
     from medseg import api, tables
 
-    outcome = api.predict(
-        model, inputs, output, device=device, plugins=_here(plugin), overrides=overrides or [],
-        crf=crf.value, missing=missing.value if missing else None,
-    )  # fmt: skip
-    console.print(
-        f"{len(outcome.done)} predicted, {len(outcome.kept)} were up to date, "
-        f"{len(outcome.failed)} failed"
-    )
-    tables.paths({"Masks": output})
+    tell = (lambda entry: _print_json({"event": "case", **entry.plain()})) if as_json else None
+    try:
+        outcome = api.predict(
+            model, inputs, output, device=device, plugins=_here(plugin), overrides=overrides or [],
+            crf=crf.value, missing=missing.value if missing else None, shard=shard, tell=tell,
+            quiet=quiet or as_json,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        errors.print("interrupted: the same command goes on with what is missing")
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        _print_json({"event": "summary", **outcome.plain()})
+    elif not quiet:
+        console.print(
+            f"{len(outcome.done)} predicted, {len(outcome.kept)} were up to date, "
+            f"{len(outcome.failed)} failed"
+        )
+        lists = {"Failures": output / "failures.csv"} if outcome.failed else {}
+        tables.paths({"Masks": output, **lists})
     for case, reason in outcome.failed.items():
         errors.print(f"[red]failed:[/] {escape(case)}: {escape(reason)}")
-    if outcome.failed:
+    if outcome.stopped:
+        errors.print(f"[red]stopped:[/] {escape(outcome.stopped)}")
+        errors.print(f"not tried: {escape(', '.join(outcome.untried) or 'none')}")
+    if not outcome.is_complete:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -214,6 +236,14 @@ def plugins(plugin: Plugins = None) -> None:
 
     finding.load(_here(plugin))
     console.print(tables.components(), markup=False)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    """One JSON object on one line of the output stream, at once."""
+    import json
+
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
 
 
 def _version(wanted: bool) -> None:

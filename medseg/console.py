@@ -59,12 +59,11 @@ class _Lines(Tick):
         if now - self._last < _SECONDS_BETWEEN_LINES and self.done < self.total:
             return
         self._last, seconds = now, now - self._start
-        left = seconds * (self.total - self.done) / self.done if self.done else float("nan")
         share = self.done / self.total if self.total else 1.0
-        console.print(
-            f"{self._name}: {share:.0%}, {seconds:.0f} s, {left:.0f} s left  {note}".rstrip(),
-            markup=False,
-        )
+        told = f"{self._name}: {share:.0%}, {seconds:.0f} s"
+        if self.done:
+            told += f", {seconds * (self.total - self.done) / self.done:.0f} s left"
+        console.print(f"{told}  {note}".rstrip(), markup=False)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class Spool:
         self.shape, self._dtype = shape, np.dtype(stored)
         self._steps = 0 if self._dtype.kind == "f" else int(np.iinfo(self._dtype).max)
         self._file = tempfile.TemporaryFile(dir=folder, prefix=".partial-")  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         self._blocks: list[tuple[Box, int]] = []
 
     def add(self, block: Box, shares: Array) -> None:

@@ -89,6 +89,6 @@ def test_train_predict_and_score(
         *("predict", "-m", run, "-i", lacking / "imagesTr", "-o", tmp_path / "strict"),
         *("--missing", "refuse"),
     )
-    assert code == 1
+    assert code == 3
     assert "5 predicted" in said
     assert "failed: head_003" in said

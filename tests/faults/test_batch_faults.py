@@ -16,13 +16,15 @@ import pytest
 
 from medseg import api, plugins
 from medseg.errors import DataError, MedsegError
-from medseg.inference.predictor import Predictor
+from medseg.inference.ledger import latest
+from medseg.inference.predictor import Predictor, Ready
 from medseg.inference.steps import Crf
 from medseg.registry import POSTPROCESSORS
 from medseg.volumes import nifti
 
 Model = Callable[..., Path]
 Cli = Callable[..., tuple[int, str]]
+LOGS = {"ledger.jsonl", "failures.json", "failures.csv"}
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +81,15 @@ def fill_with_nan(path: Path) -> None:
 
 def fail_on(errors: dict[str, Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the prediction of some cases raise."""
-    predict_case = Predictor.predict_case
+    run = Predictor.run
 
-    def faulty(self: Predictor, case: Any, **options: Any) -> Any:
-        name = case.reference.path.name[0]
+    def faulty(self: Predictor, ready: Ready, **options: Any) -> Any:
+        name = ready.case.reference.path.name[0]
         if name in errors:
             raise errors[name]
-        return predict_case(self, case, **options)
+        return run(self, ready, **options)
 
-    monkeypatch.setattr(Predictor, "predict_case", faulty)
+    monkeypatch.setattr(Predictor, "run", faulty)
 
 
 def test_bad_cases_are_named_and_the_others_predicted(
@@ -100,7 +102,7 @@ def test_bad_cases_are_named_and_the_others_predicted(
     with monkeypatch.context() as patch:
         fail_on({"e": MemoryError(), "g": out_of_memory}, patch)
         code, said = cli("predict", "-m", network, "-i", inputs, "-o", output, "--device", "cpu")
-    assert code == 1
+    assert code == 3
     assert "4 predicted" in said
     assert "4 failed" in said
     masks = sorted(file.name for file in output.glob("*.nii.gz"))
@@ -310,8 +312,8 @@ def test_a_case_that_fails_has_no_mask_of_before(
     (few / "c_0001.nii.gz").unlink()
     _, _, failed = predict(network, few, output, "inference.probabilities=true")
     assert failed == "bc"
-    left = sorted(file.name for file in output.iterdir())
-    assert left == ["a.json", "a.nii.gz", "a_probabilities.nii.gz", "failures.json"]
+    left = {file.name for file in output.iterdir()}
+    assert left == {"a.json", "a.nii.gz", "a_probabilities.nii.gz", *LOGS}
 
 
 @pytest.mark.slow
@@ -439,12 +441,12 @@ def test_a_size_limit_leaves_nothing_unreadable(network: Path, few: Path, tmp_pa
     done = subprocess.run(
         [*command, "inference.probabilities=true"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 3, done.stderr
     reasons = failures(output)
     assert sorted(reasons) == ["a", "b", "c"]
-    for case, reason in reasons.items():
-        assert f"{case}_probabilities.nii.gz: the file size limit was reached" in reason
-    assert [file.name for file in output.iterdir()] == ["failures.json"]
+    for reason in reasons.values():
+        assert reason == f"{output}: class probabilities cannot be kept there: File too large"
+    assert {file.name for file in output.iterdir()} == LOGS
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for case in "abc":
@@ -481,6 +483,18 @@ def test_sigkill_leaves_whole_masks_alone(network: Path, inputs: Path, tmp_path:
     for name in "abcdefgh":
         mask = f"{name}.nii.gz"
         assert (output / mask).read_bytes() == (fresh / mask).read_bytes()
+        assert lasting(output / f"{name}.json") == lasting(fresh / f"{name}.json")
+    told = latest(output)
+    assert {name: told[name]["status"] for name in told} == {
+        **dict.fromkeys(done, "done"),
+        **dict.fromkeys(kept, "kept"),
+    }
+
+
+def lasting(record: Path) -> dict[str, Any]:
+    """A record without what is of one run."""
+    found = json.loads(record.read_text())
+    return {k: v for k, v in found.items() if k not in ("seconds", "time", "worker")}
 
 
 def test_nothing_to_predict_is_an_error(network: Path, tmp_path: Path) -> None:

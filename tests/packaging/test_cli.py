@@ -53,7 +53,7 @@ def test_help_needs_no_torch(command: str) -> None:
         ("check", ("--config", "-c", "--plugin", "KEY=VALUE")),
         ("train", ("--config", "-c", "--output", "-o", "--device", "--resume", "--plugin")),
         ("predict", ("--model", "-m", "--input", "-i", "--output", "-o", "--device", "--plugin")),
-        ("predict", ("--crf", "on|off|model")),
+        ("predict", ("--crf", "on|off|model", "--shard", "K/N", "--quiet", "-q", "--json")),
         ("tune", ("NAME", "--model", "-m", "--score", "--device", "--plugin", "KEY=VALUE")),
         ("evaluate", ("--config", "-c", "--input", "-i", "--output", "-o", "--plugin")),
         ("plugins", ("--plugin",)),

@@ -40,6 +40,13 @@ def test_progress_may_be_set(lines: io.StringIO) -> None:
     assert tick.done == 200
 
 
+def test_what_is_begun_is_shown_before_anything_is_done(lines: io.StringIO) -> None:
+    with track("Predict", 2) as tick:
+        for _ in range(3):
+            tick.show("reading a  0 failed")
+    assert lines.getvalue().splitlines() == ["Predict: 0%, 12 s  reading a  0 failed"]
+
+
 def test_notes_are_no_markup(lines: io.StringIO) -> None:
     with track("Train", 1) as tick:
         tick("[bold]x[/] \\[y]")

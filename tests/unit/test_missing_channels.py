@@ -24,6 +24,7 @@ from medseg.evaluation import subsets
 from medseg.evaluation.scores import CaseScores, score_case
 from medseg.evaluation.subsets import Subset, dice, gathered
 from medseg.inference import batch
+from medseg.inference.job import Job
 from medseg.inference.predictor import Predictor, Ready
 from medseg.inference.subsets import score_subsets
 from medseg.training import loop
@@ -168,9 +169,8 @@ def test_the_same_file_as_another_channel_is_another_prediction(
     for channels in ((file, None), (None, file)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outcome = batch.predict_cases(
-                predictor, network, [Case("a", channels)], tmp_path / "masks", Tick(1)
-            )
+            job = Job((network,), tmp_path / "masks")
+            outcome = batch.predict_cases(job, predictor, [Case("a", channels)], Tick(1))
         assert outcome.done == ["a"]
 
 
