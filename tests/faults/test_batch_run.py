@@ -116,6 +116,7 @@ def test_the_record_and_the_ledger_agree(network: Path, inputs: Path, tmp_path: 
     assert latest(output)["a"]["outputs"] == record["outputs"]
 
 
+@pytest.mark.slow
 def test_seconds_and_the_like_make_no_mask_stale(
     network: Path, inputs: Path, tmp_path: Path
 ) -> None:
@@ -127,6 +128,7 @@ def test_seconds_and_the_like_make_no_mask_stale(
     assert len(predict(network, inputs, output).kept) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["torn", "gone", "nonsense"])
 def test_a_damaged_ledger_harms_no_mask(
     line: str, network: Path, inputs: Path, tmp_path: Path
@@ -180,6 +182,7 @@ def test_json_lines_and_nothing_else(
     assert cli(*words, "--quiet") == (0, "")
 
 
+@pytest.mark.slow
 def test_an_ensemble_with_all_that_can_be_written(
     network: Path, model: Model, inputs: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +213,7 @@ def test_an_ensemble_with_all_that_can_be_written(
 # Shards
 
 
+@pytest.mark.slow
 def test_shards_make_the_masks_of_one_run(network: Path, inputs: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     predict(network, inputs, whole)
@@ -367,6 +371,7 @@ def test_when_nothing_can_be_written_any_more_the_run_stops(
     assert sorted(outcome.done + outcome.kept) == list("abcdef")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_full", [True, False])
 def test_a_disk_is_full_if_a_try_says_so(
     is_full: bool, network: Path, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -407,6 +412,7 @@ def volume(path: Path, shape: tuple[int, int, int], seed: int = 0) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_unicode_names(network: Path, inputs: Path, tmp_path: Path, cli: Cli) -> None:
     names = {"a": "läsion ß", "b": "病变 ①", "c": "[bold]x {0} %s", "d": 'it\'s "q" ; $(x)'}
     for old, new in names.items():
@@ -438,6 +444,7 @@ def test_a_name_that_is_too_long_fails_alone_and_first(
     assert len((tmp_path / "out" / "failures.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(only one slice|every voxel (is|has))")
 @pytest.mark.parametrize("mode", ["window", "whole"])
 @pytest.mark.parametrize("shape", [(5, 7, 3), (24, 30, 1), (1, 9, 1), (6, 6, 2000)])
