@@ -144,18 +144,7 @@ def predict(  # noqa: PLR0913, PLR0917  (options)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         _print_json({"event": "summary", **outcome.plain()})
-    elif not quiet:
-        console.print(
-            f"{len(outcome.done)} predicted, {len(outcome.kept)} were up to date, "
-            f"{len(outcome.failed)} failed"
-        )
-        lists = {"Failures": output / "failures.csv"} if outcome.failed else {}
-        tables.paths({"Masks": output, **lists})
-    for case, reason in outcome.failed.items():
-        errors.print(f"[red]failed:[/] {escape(case)}: {escape(reason)}")
-    if outcome.stopped:
-        errors.print(f"[red]stopped:[/] {escape(outcome.stopped)}")
-        errors.print(f"not tried: {escape(', '.join(outcome.untried) or 'none')}")
+    tables.outcome(outcome, output, quiet=quiet or as_json)
     if not outcome.is_complete:
         raise typer.Exit(SOME_FAILED)
 

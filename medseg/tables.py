@@ -7,15 +7,18 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from medseg.console import console
+from medseg.console import console, errors
 from medseg.evaluation.subsets import channels_of
 from medseg.registry import REGISTRIES, Registry
+
+if TYPE_CHECKING:  # it imports torch, which lists of components need not
+    from medseg.inference.batch import Outcome
 
 _TERMINAL = 80  # columns
 _LITERAL = re.compile(r"(?:typing\.)?Literal\[([^]]*)\]")
@@ -89,6 +92,22 @@ def subsets(found: Sequence[Mapping[str, Any]], title: str) -> Table:
         dice = (_number(value, 3) for value in (*subset["dice"].values(), subset["mean_dice"]))
         table.add_row(*there, str(subset["cases"]), *dice)
     return table
+
+
+def outcome(found: Outcome, output: Path, *, quiet: bool) -> None:
+    """Say what became of a batch run: the counts, unless `quiet`, and what went wrong."""
+    if not quiet:
+        console.print(
+            f"{len(found.done)} predicted, {len(found.kept)} were up to date, "
+            f"{len(found.failed)} failed"
+        )
+        lists = {"Failures": output / "failures.csv"} if found.failed else {}
+        paths({"Masks": output, **lists})
+    for case, reason in found.failed.items():
+        errors.print(f"[red]failed:[/] {escape(case)}: {escape(reason)}")
+    if found.stopped:
+        errors.print(f"[red]stopped:[/] {escape(found.stopped)}")
+        errors.print(f"not tried: {escape(', '.join(found.untried) or 'none')}")
 
 
 def components() -> str:
