@@ -66,8 +66,8 @@ def collect(passes: Sequence[Pass], whole: Prediction, wanted: Wanted, memory: i
     box = around([one.seen for one in passes])
     parts = first.parts(box, memory * MIB // len(passes))
     made = {
-        "precision": [one.run.precision for one in passes],
-        "windows": [len(one.plan.places) for one in passes],
+        "precision": ", ".join(dict.fromkeys(one.run.precision for one in passes)),
+        "windows": sum(len(one.plan.places) for one in passes),
         "parts": len(parts),
     }
     for blocks in parts:

@@ -109,7 +109,6 @@ def provenance(predictor: Predictor, models: Sequence[Path]) -> dict[str, Any]:
             "numpy": np.__version__, "nibabel": nib.__version__,
         },
         "device": predictor.device.type,
-        "precision": first.inference.precision,
         "model": "+".join(sha256(model_file(model)) for model in models),
         "settings": digest,
         "plugins": [
@@ -121,6 +120,7 @@ def provenance(predictor: Predictor, models: Sequence[Path]) -> dict[str, Any]:
 def _decisive(config: Config) -> dict[str, Any]:
     """The settings of one model that its masks depend on."""
     parts = config.model_dump(mode="json", include={"preprocess", "model", "inference"})
+    del parts["inference"]["memory"]
     parts["data"] = config.data.model_dump(mode="json", include={"reference", "grids"})
     parts["window"] = config.inference.patch or config.train.patch
     parts["plugins"] = plugins.fingerprint(config.plugins)
@@ -142,7 +142,7 @@ def inputs_of(case: Case, predictor: Predictor) -> dict[str, Any]:
 
 
 def found(predictor: Predictor, prediction: Prediction, reference: Image) -> dict[str, Any]:
-    """Shape, voxel size and the volume of each class in mL."""
+    """Shape, voxel size, the volume of each class in mL, and how it was computed."""
     labels = predictor.labels
     counts = np.bincount(prediction.labels.ravel(), minlength=len(labels.values) + 1)
     index = {value: n + 1 for n, value in enumerate(labels.values)}
@@ -150,7 +150,10 @@ def found(predictor: Predictor, prediction: Prediction, reference: Image) -> dic
         name: sum(int(counts[index[value]]) for value in values) * prediction.voxel_mm3 / 1000
         for name, values in labels.classes.items()
     }
-    return {"shape": reference.shape, "spacing_mm": reference.spacing, "volume_ml": millilitres}
+    return {
+        "shape": reference.shape, "spacing_mm": reference.spacing, "volume_ml": millilitres,
+        **prediction.made,
+    }  # fmt: skip
 
 
 def outputs_if_current(output: Path, case: str, record: dict[str, Any]) -> dict[str, str] | None:

@@ -199,8 +199,8 @@ def test_precision_is_settled_for_each_volume(
     for number, settled in ((0, "bf16"), (1000, "fp32")):  # in bf16, 1000 is 1000 to 1003
         auto.members[0].network = exact.members[0].network = Of(number).eval()  # type: ignore[assignment]
         found = auto.predict(files)
-        assert found.made["precision"] == [settled]
+        assert found.made["precision"] == settled
         np.testing.assert_array_equal(found.labels, exact.predict(files).labels)
     monkeypatch.setattr(precision, "candidate", lambda _: "fp32")
     auto.members[0].network = Of(0).eval()  # type: ignore[assignment]
-    assert auto.predict(files).made["precision"] == ["fp32"]
+    assert auto.predict(files).made["precision"] == "fp32"
