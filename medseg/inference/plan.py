@@ -17,7 +17,6 @@ from medseg.networks.blocks import ZERO
 
 # Gaussian weights (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z): deviation in windows.
 _SIGMA, _LEAST_WEIGHT = 1 / 8, 1e-3
-_LEAST_TRIAL = 16  # voxels along an axis
 _SPARSE = slice(None, None, 8)  # a glance at a window; one that varies is hardly ever missed by it
 
 
@@ -62,7 +61,7 @@ class Plan:
         """One window in the middle, about half as long as this plan's along each axis."""
         half, start = [], []
         for w, n, d in zip(self.window, self.size, divisor, strict=True):
-            half.append(min(max(w // 2, _LEAST_TRIAL) // d * d, w) or w)
+            half.append(min(max(w // 2 // d, 2) * d, w))
             start.append((n - half[-1]) // 2)
         i, j, k = (
             slice(a, a + h + 2 * m) for a, h, m in zip(start, half, self.margin, strict=True)
@@ -101,7 +100,8 @@ def plan(
     window, is_whole = settings.patch or ZERO, _is_whole(settings, size(box))
     if is_whole:
         i, j, k = (-(-n // d) * d for n, d in zip(size(box), divisor, strict=True))
-        window = (i, j, k)
+        lone = (i, j, k) == tuple(divisor)  # a voxel at the coarsest level, which no norm can take
+        window = (2 * i if lone else i, j, k)
     beside = any(margin) and not settings.overlap and not is_whole
     x, y, z = (
         tiled(part, least) if beside else grown(part, n, least, centred=not is_whole)
