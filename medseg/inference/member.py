@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from medseg.config.data import Missing
 from medseg.config.schema import Config
 from medseg.errors import ConfigError
 from medseg.inference.runner import autocast
@@ -96,3 +97,17 @@ def _offsets(checkpoint: Checkpoint) -> Tensor | None:
             ("inference", "prior_correction"),
         )
     return torch.tensor(checkpoint.priors.offsets(strength))
+
+
+def allowing(config: Config, missing: Missing | None) -> Config:
+    """The config with what is to become of missing channels in place of its own."""
+    if missing is None:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"missing": missing})})
+
+
+def knows_missing(checkpoint: Checkpoint) -> bool:
+    """Whether a model was trained with channels missing, be it by file or by augmentation."""
+    config = checkpoint.config
+    is_own = "data.missing" not in checkpoint.overridden
+    return config.augment.channel_dropout > 0 or (is_own and config.data.missing == "zero")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from medseg.config.schema import Config
 from medseg.errors import ConfigError, DataError
 from medseg.inference.collect import Wanted, collect
 from medseg.inference.inputs import in_memory, needs_mask, with_region
-from medseg.inference.member import Member
+from medseg.inference.member import Member, allowing, knows_missing
 from medseg.inference.spool import Spool
 from medseg.inference.steps import Crf, steps
 from medseg.networks.checkpoint import Checkpoint, load
@@ -64,7 +65,7 @@ class Predictor:
         found = [checkpoint] if isinstance(checkpoint, Checkpoint) else list(checkpoint)
         _check_alike(found)
         self.checkpoint, self.device, self.crf = found[0], device, crf
-        self.members = [Member(one, _allowing(one.config, missing), device) for one in found]
+        self.members = [Member(one, allowing(one.config, missing), device) for one in found]
         self.config: Config = self.members[0].config
         self.labels: Labels = self.checkpoint.labels
         if self.config.inference.uncertainty == "spread" and self.passes < 2:
@@ -74,7 +75,7 @@ class Predictor:
                 ("inference", "uncertainty"),
             )
         self._first, self._steps = _divided(steps(self.checkpoint, crf))
-        self._is_warned = all(map(_knows_missing, found))
+        self._is_warned, self._warning = all(map(knows_missing, found)), Lock()
 
     @classmethod
     def load(
@@ -124,8 +125,31 @@ class Predictor:
         Raises:
             DataError: The volume cannot be read or has the wrong number of channels.
         """
-        case = with_region(self._loaded(volume), mask)
+        case = with_region(self.read(volume), mask)
         return self.predict_case(case, probabilities=probabilities)
+
+    def read(self, volume: Any) -> LoadedCase:
+        """Read what `predict` takes, for `predict_case`.
+
+        Args:
+            volume: As of `predict`.
+
+        Returns:
+            The case. Its `notes` say what was odd about the files, and `medseg.volumes.nifti.write`
+            writes a mask in the geometry of its `reference`.
+
+        Raises:
+            DataError: The volume cannot be read or has the wrong number of channels.
+            DataErrors: Several of its files cannot be read.
+        """
+        if isinstance(volume, str | Path):
+            volume = [volume]
+        if isinstance(volume, list):
+            paths = [None if path is None else Path(path) for path in volume]
+            source = next((path for path in paths if path is not None), Path("volume"))
+            channels = files.channels_of(paths, self.config.data, source)
+            return self.load_case(Case(files.stem(source), channels))
+        return in_memory(volume)
 
     def predict_case(self, case: LoadedCase, *, probabilities: bool = False) -> Prediction:
         """Predict a case that has been loaded."""
@@ -198,8 +222,7 @@ class Predictor:
 
         Warns once where one is missing, and the model was trained with all.
         """
-        if case.missing and not self._is_warned:
-            self._is_warned = True
+        if case.missing and self._is_first_to_warn():
             warnings.warn(
                 f"channels are missing, and this model was trained with all of them "
                 f"({', '.join(self.checkpoint.channels)}): what it makes of the rest is untested",
@@ -208,6 +231,11 @@ class Predictor:
         policy = Policy.of(self.config.data)
         channels = self.checkpoint.channels
         return load_case(case, Dataset((case,), channels, self.labels, policy=policy))
+
+    def _is_first_to_warn(self) -> bool:
+        with self._warning:
+            first, self._is_warned = not self._is_warned, True
+        return first
 
     def _collect(self, ready: Ready, wanted: Wanted) -> Prediction:
         case = ready.case
@@ -223,16 +251,6 @@ class Predictor:
             mask=ready.prepared[0][0].region,
         )
         return collect(passes, whole, wanted, self.config.inference.memory)
-
-    def _loaded(self, volume: Any) -> LoadedCase:
-        if isinstance(volume, str | Path):
-            volume = [volume]
-        if isinstance(volume, list):
-            paths = [None if path is None else Path(path) for path in volume]
-            source = next((path for path in paths if path is not None), Path("volume"))
-            channels = files.channels_of(paths, self.config.data, source)
-            return self.load_case(Case(files.stem(source), channels))
-        return in_memory(volume)
 
 
 def _divided(found: Sequence[Step]) -> tuple[list[Step], list[Step]]:
@@ -254,20 +272,6 @@ def _check_alike(checkpoints: Sequence[Checkpoint]) -> None:
                     f"its {what} are {its}, those of {first.source} {mine}: no ensemble can be "
                     "made of them",
                 )
-
-
-def _allowing(config: Config, missing: Missing | None) -> Config:
-    """The config with what is to become of missing channels in place of its own."""
-    if missing is None:
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"missing": missing})})
-
-
-def _knows_missing(checkpoint: Checkpoint) -> bool:
-    """Whether a model was trained with channels missing, be it by file or by augmentation."""
-    config = checkpoint.config
-    is_own = "data.missing" not in checkpoint.overridden
-    return config.augment.channel_dropout > 0 or (is_own and config.data.missing == "zero")
 
 
 def model_file(run: str | Path) -> Path:
