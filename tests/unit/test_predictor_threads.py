@@ -62,9 +62,7 @@ def same(ours: Prediction, theirs: Prediction) -> None:
 
 
 @pytest.mark.parametrize("overrides", [[], [STEPS], ["inference.scales=[0.8,1]"]])
-def test_threads_get_what_one_gets(
-    overrides: list[str], network: Path, volumes: list[Any]
-) -> None:
+def test_threads_get_what_one_gets(overrides: list[str], network: Path, volumes: list[Any]) -> None:
     predictor = Predictor.load(network, device="cpu", overrides=overrides)
     alone = [predictor.predict(volume, probabilities=True) for volume in volumes]
     assert len({prediction.labels.tobytes() for prediction in alone}) == THREADS
