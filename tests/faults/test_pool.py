@@ -202,3 +202,22 @@ def test_a_worker_ends_with_its_parent(lab: Any, tmp_path: Path) -> None:
         assert time.monotonic() < end, "an orphan"
         time.sleep(0.1)
     assert not list(job.output.iterdir())
+
+
+def test_the_command_line_names_the_case_and_exits_with_3(
+    lab: Any, cli: Callable[..., tuple[int, str]]
+) -> None:
+    lab.cases(2, 0)
+    job = lab.job((signal.SIGKILL, ALWAYS))
+    code, said = cli(
+        "predict", "-m", *job.models, "-i", lab.folder / "in", "-o", job.output, "--device", "cpu",
+        "--workers", "1", "--plugin", *job.plugins, *job.overrides,
+    )  # fmt: skip
+    assert code == 3
+    assert "1 predicted, 0 were up to date, 1 failed" in said
+    assert "failed: a: 2 workers ended over this case" in said
+    assert "killed by signal 9" in (job.output / "failures.csv").read_text()
+    code, said = cli("predict", "-m", *job.models, "-i", lab.folder / "in", "-o", job.output,
+                     "--workers", "1", "--device", "cpu,cpu")  # fmt: skip
+    assert code == 2
+    assert "a device comes twice" in said
