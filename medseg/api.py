@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from medseg.errors import DataError, MedsegError
 from medseg.evaluation.evaluate import Job
 from medseg.evaluation.evaluate import evaluate as score
 from medseg.evaluation.subsets import Subset
-from medseg.inference import batch
+from medseg.inference import batch, engines
 from medseg.inference.inputs import needed
 from medseg.inference.job import Entry, load_predictor
 from medseg.inference.job import Job as Prediction
@@ -98,6 +99,9 @@ def predict(  # noqa: PLR0913  (what the command line has)
     crf: Crf = "model",
     missing: Missing | None = None,
     shard: str = "1/1",
+    engine: engines.Name = "auto",
+    workers: int | None = None,
+    scheduler: str | None = None,
     tell: Callable[[Entry], None] | None = None,
     quiet: bool = False,
 ) -> batch.Outcome:
@@ -108,7 +112,8 @@ def predict(  # noqa: PLR0913  (what the command line has)
         inputs: A folder whose files are named as in training, a .nii.gz file, a .csv with the
             channels as columns, or a .txt with one case a line.
         output: Folder for the masks `ID.nii.gz`, their records `ID.json`, and `ledger.jsonl`.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+        device: "auto", "cpu", "cuda" or "cuda:N"; several of these with commas between, or
+            "cuda:all", for a process each.
         plugins: Plugins that the model needs and that are not installed.
         overrides: Settings instead of the model's own, e.g. `inference.overlap=0.25`.
         crf: "model": a CRF runs if the model has one that was found to help (see `tune`); "on": it
@@ -117,6 +122,11 @@ def predict(  # noqa: PLR0913  (what the command line has)
             after normalisation; None: as the model was trained.
         shard: "K/N": only the K-th of N parts of the cases, while other processes, on whatever
             machine, do the others into the same folder.
+        engine: "pipeline": this process does all; "pool": several of this machine; "dask": workers
+            of dask; "auto": what the other options tell.
+        workers: How many processes; None: one for each device. A script that asks for them does so
+            under `if __name__ == "__main__":`.
+        scheduler: The address of a scheduler of dask, whose workers see the same files.
         tell: Called with what became of each case, as it ends.
         quiet: Show no progress.
 
@@ -129,16 +139,17 @@ def predict(  # noqa: PLR0913  (what the command line has)
             at all, or another process does the same. A bad case is no error.
     """
     part, source = Shard.parse(shard), Path(inputs)
+    choice = engines.choose(device, name=engine, workers=workers, scheduler=scheduler)
     models = (model,) if isinstance(model, str | Path) else tuple(model)
     job = Prediction(
         tuple(map(Path, models)), Path(output), device=device, plugins=tuple(plugins),
         overrides=tuple(overrides), crf=crf, missing=missing,
     )  # fmt: skip
-    predictor = load_predictor(job)
+    predictor = load_predictor(replace(job, device=choice.device))
     found = cases.find_inputs(source, needed(predictor.config))
     with track("Predict", len(part.take(found)), quiet=quiet) as tick:
         return batch.predict_cases(
-            job, predictor, found, tick, source=source, shard=part, tell=tell
+            job, predictor, found, tick, source=source, shard=part, start=choice.start, tell=tell
         )
 
 

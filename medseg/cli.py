@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +13,18 @@ from rich.markup import escape
 from medseg.console import console, errors, show_warnings_briefly
 from medseg.errors import MedsegError
 from medseg.memory import keep_freed
+from medseg.options import (
+    ConfigFile,
+    Crf,
+    Device,
+    Devices,
+    Engine,
+    Missing,
+    Overrides,
+    Plugins,
+    Scheduler,
+    Workers,
+)
 from medseg.version import VERSION
 
 OK, REFUSED, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
@@ -26,30 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 all well, 2 nothing could start, 3 some cases failed (see failures.csv).",
 )
-
-ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The YAML file of the run.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Plugins = Annotated[
-    list[str] | None, typer.Option("--plugin", help="A plugin file, folder or module; repeatable.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as train.lr=1e-3.")
-]
-
-
-class Missing(StrEnum):
-    """What becomes of a case that lacks a channel."""
-
-    refuse = "refuse"
-    zero = "zero"
-
-
-class Crf(StrEnum):
-    """Whether a CRF runs."""
-
-    on = "on"
-    off = "off"
-    model = "model"
 
 
 @app.command()
@@ -109,7 +96,12 @@ def predict(  # noqa: PLR0913, PLR0917  (options)
         Path, typer.Option("--input", "-i", help="A folder, a .nii.gz, a .csv or a .txt list.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the masks.")],
-    device: Device = "auto",
+    device: Devices = "auto",
+    workers: Workers = None,
+    engine: Annotated[
+        Engine, typer.Option(help="One process, several, or dask; else as the options tell.")
+    ] = Engine.auto,
+    scheduler: Scheduler = None,
     shard: Annotated[
         str, typer.Option(metavar="K/N", help="Only part K of N; other processes do the others.")
     ] = "1/1",
@@ -137,6 +129,7 @@ def predict(  # noqa: PLR0913, PLR0917  (options)
         outcome = api.predict(
             model, inputs, output, device=device, plugins=_here(plugin), overrides=overrides or [],
             crf=crf.value, missing=missing.value if missing else None, shard=shard, tell=tell,
+            engine=engine.value, workers=workers, scheduler=scheduler,
             quiet=quiet or as_json,
         )  # fmt: skip
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -104,12 +105,13 @@ def predict_cases(
         engine = start(Worker(job, predictor), _watch(tick, outcome))
         book = _Book(ledger, Place.of(job.output, shard.ledger))
         try:
-            for entry in engine(mine):
-                outcome.add(entry)
-                book.add(entry)
-                tick(_failed(outcome, entry.id))
-                if tell is not None:
-                    tell(entry)
+            with closing(engine(mine)) as entries:  # whatever goes wrong here ends its processes
+                for entry in entries:
+                    outcome.add(entry)
+                    book.add(entry)
+                    tick(_failed(outcome, entry.id))
+                    if tell is not None:
+                        tell(entry)
         except Stopped as error:
             outcome.stopped = str(error)
         finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,7 +69,7 @@ class Job:
     provenance: str = ""
 
 
-Engine = Callable[[Sequence[Case]], Iterator[Entry]]
+Engine = Callable[[Sequence[Case]], Generator[Entry]]
 """Takes cases and gives an entry for each, as they end. Raises `Stopped` where going on is vain."""
 
 Watch = Callable[[str, str], None]

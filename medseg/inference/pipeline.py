@@ -10,7 +10,7 @@ shared by all, and numba's may not be entered twice at once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
@@ -29,7 +29,7 @@ def pipelined(worker: Worker, watch: Watch) -> Engine:
         watch: Told of what is waited for.
     """
 
-    def engine(cases: Sequence[Case]) -> Iterator[Entry]:
+    def engine(cases: Sequence[Case]) -> Generator[Entry]:
         todo = iter(cases)
         reading: deque[Future[Task]] = deque()
         writing: deque[tuple[Case, Future[Entry]]] = deque()
