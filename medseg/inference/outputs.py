@@ -143,11 +143,11 @@ def inputs_of(case: Case, predictor: Predictor) -> dict[str, Any]:
 
 def found(predictor: Predictor, prediction: Prediction, reference: Image) -> dict[str, Any]:
     """Shape, voxel size, the volume of each class in mL, and how it was computed."""
-    labels = predictor.labels
+    labels, voxel = predictor.labels, prediction.voxel_mm3 / 1000
     counts = np.bincount(prediction.labels.ravel(), minlength=len(labels.values) + 1)
     index = {value: n + 1 for n, value in enumerate(labels.values)}
     millilitres = {
-        name: sum(int(counts[index[value]]) for value in values) * prediction.voxel_mm3 / 1000
+        name: round(sum(int(counts[index[value]]) for value in values) * voxel, 6)
         for name, values in labels.classes.items()
     }
     return {

@@ -3,8 +3,7 @@
 While the network has one case, the next is read and prepared and the one before is postprocessed
 and written, each in a thread of its own; the network stays in the calling thread, where Ctrl-C
 arrives. At most `AHEAD` + 1 + `BEHIND` cases are in memory, and entries come in the order of the
-cases. One thread a stage is on purpose: the threads that torch and numba use inside of one are
-shared by all, and numba's may not be entered twice at once.
+cases.
 """
 
 from __future__ import annotations
