@@ -21,8 +21,8 @@ from fastapi import FastAPI, HTTPException, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 
 from medseg import Predictor
+from medseg.batch.outputs import found
 from medseg.errors import DataError, DataErrors, MedsegError
-from medseg.inference.outputs import found
 from medseg.volumes import nifti
 
 MEGABYTES = 1024  # of a request, as it comes

@@ -8,6 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medseg.batch import engines
+from medseg.batch import run as batch
+from medseg.batch.job import Entry, load_predictor
+from medseg.batch.job import Job as Prediction
+from medseg.batch.shard import Shard
 from medseg.config.data import Missing
 from medseg.config.schema import Config
 from medseg.console import track
@@ -15,12 +20,8 @@ from medseg.errors import DataError, MedsegError
 from medseg.evaluation.evaluate import Job
 from medseg.evaluation.evaluate import evaluate as score
 from medseg.evaluation.subsets import Subset
-from medseg.inference import batch, engines
 from medseg.inference.inputs import needed
-from medseg.inference.job import Entry, load_predictor
-from medseg.inference.job import Job as Prediction
 from medseg.inference.predictor import Predictor
-from medseg.inference.shard import Shard
 from medseg.inference.steps import Crf
 from medseg.inference.subsets import score_subsets
 from medseg.networks.checkpoint import save

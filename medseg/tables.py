@@ -18,7 +18,7 @@ from medseg.evaluation.subsets import channels_of
 from medseg.registry import REGISTRIES, Registry
 
 if TYPE_CHECKING:  # it imports torch, which lists of components need not
-    from medseg.inference.batch import Outcome
+    from medseg.batch.run import Outcome
 
 _TERMINAL = 80  # columns
 _LITERAL = re.compile(r"(?:typing\.)?Literal\[([^]]*)\]")

@@ -1,1 +1,1 @@
-"""From a trained model and a volume to a mask in the volume's own geometry, one or thousands."""
+"""From a trained model and a volume to a mask in the volume's own geometry."""

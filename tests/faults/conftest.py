@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medseg import plugins
-from medseg.inference.job import Job
+from medseg.batch.job import Job
 from medseg.registry import POSTPROCESSORS
 from medseg.volumes.dataset import Case, Channel
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from medseg import api, plugins
+from medseg.batch.ledger import latest
 from medseg.errors import DataError, MedsegError
-from medseg.inference.ledger import latest
 from medseg.inference.predictor import Predictor, Ready
 from medseg.inference.steps import Crf
 from medseg.registry import POSTPROCESSORS

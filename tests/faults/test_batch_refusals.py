@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from medseg import api
+from medseg.batch import refusals
+from medseg.batch.refusals import refuse_clashes
 from medseg.errors import DataError, DataErrors
-from medseg.inference import refusals
 from medseg.inference.predictor import Predictor
-from medseg.inference.refusals import refuse_clashes
 from medseg.volumes.dataset import Case, Channel
 
 Model = Callable[..., Path]

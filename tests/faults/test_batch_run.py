@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 from medseg import api
+from medseg.batch import job as job_module
+from medseg.batch import place
+from medseg.batch.ledger import events, latest
+from medseg.batch.run import Outcome
 from medseg.errors import DataError
-from medseg.inference import job as job_module
-from medseg.inference import place
-from medseg.inference.batch import Outcome
-from medseg.inference.ledger import events, latest
 from medseg.inference.predictor import Predictor, Ready
 from medseg.volumes import nifti
 

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import torch
 
+from medseg.batch import dask_cluster, dask_engine, dask_worker
+from medseg.batch.dask_cluster import Cluster
+from medseg.batch.dask_engine import on_dask
+from medseg.batch.entry import Entry
+from medseg.batch.job import Job, Worker
+from medseg.batch.place import Stopped
 from medseg.errors import MedsegError
-from medseg.inference import dask_cluster, dask_engine, dask_worker
-from medseg.inference.dask_cluster import Cluster
-from medseg.inference.dask_engine import on_dask
-from medseg.inference.entry import Entry
-from medseg.inference.job import Job, Worker
-from medseg.inference.place import Stopped
 
 pytest.importorskip("distributed")
 pytestmark = pytest.mark.slow

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 import torch
 
+from medseg.batch.entry import Entry
+from medseg.batch.job import Job, Worker
+from medseg.batch.place import Stopped
+from medseg.batch.pool import pooled
+from medseg.batch.seats import Seat
 from medseg.errors import MedsegError
-from medseg.inference.entry import Entry
-from medseg.inference.job import Job, Worker
-from medseg.inference.place import Stopped
-from medseg.inference.pool import pooled
-from medseg.inference.seats import Seat
 
 pytestmark = pytest.mark.slow
 
@@ -172,9 +172,9 @@ ORPHAN = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from medseg.inference.job import Job
-from medseg.inference.pool import pooled
-from medseg.inference.seats import Seat
+from medseg.batch.job import Job
+from medseg.batch.pool import pooled
+from medseg.batch.seats import Seat
 from medseg.volumes.dataset import Case, Channel
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from medseg.batch import dask_engine, engines, pool, pool_worker
+from medseg.batch.deaths import Deaths, told
+from medseg.batch.engines import choose
+from medseg.batch.job import Job
+from medseg.batch.pipeline import pipelined
+from medseg.batch.seats import Seat, seats
 from medseg.errors import DataError, MedsegError
-from medseg.inference import dask_engine, engines, pool, pool_worker
-from medseg.inference.deaths import Deaths, told
-from medseg.inference.engines import choose
-from medseg.inference.job import Job
-from medseg.inference.pipeline import pipelined
-from medseg.inference.seats import Seat, seats
 from medseg.volumes.dataset import Case
 
 
@@ -25,7 +25,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine of 8 threads with 2 GPUs, as far as names go."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr("medseg.inference.seats.pick_device", torch.device)
+    monkeypatch.setattr("medseg.batch.seats.pick_device", torch.device)
 
 
 def test_devices_and_threads_are_shared_out(gpus: None) -> None:
@@ -62,7 +62,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
     monkeypatch.setattr(engines, "pooled", lambda places: found.append(len(places)))
     monkeypatch.setattr(engines, "on_dask", found.append)
-    monkeypatch.setattr("medseg.inference.dask_cluster.imported", lambda: None)
+    monkeypatch.setattr("medseg.batch.dask_cluster.imported", lambda: None)
     return found
 
 

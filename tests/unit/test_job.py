@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from medseg.batch.job import Entry, Job, Stopped, Worker
 from medseg.errors import DataError, MedsegError
-from medseg.inference.job import Entry, Job, Stopped, Worker
 from medseg.inference.predictor import Predictor
 from medseg.volumes.dataset import Case, Channel
 

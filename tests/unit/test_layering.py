@@ -23,6 +23,7 @@ FLOORS = (
     ("transforms", "evaluation"),
     ("postprocess",),
     ("inference",),
+    ("batch",),
     ("tuning",),
     ("training",),
     ("api", "checking", "tables", "demo", "options", "cli", "__main__", "__init__"),

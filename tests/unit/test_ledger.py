@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medseg.batch import ledger as module
+from medseg.batch.entry import Entry
+from medseg.batch.ledger import Ledger, events, latest, write_failures
+from medseg.batch.shard import WHOLE, Shard
 from medseg.errors import MedsegError
-from medseg.inference import ledger as module
-from medseg.inference.entry import Entry
-from medseg.inference.ledger import Ledger, events, latest, write_failures
-from medseg.inference.shard import WHOLE, Shard
 from medseg.volumes.dataset import Case
 
 CASES = [Case(name, ()) for name in "abcdefg"]

@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from medseg import api, tables
+from medseg.batch import run as batch
+from medseg.batch.job import Job
 from medseg.config import load
 from medseg.config.schema import Evaluation
 from medseg.console import Tick, console
@@ -23,8 +25,6 @@ from medseg.errors import DataError
 from medseg.evaluation import subsets
 from medseg.evaluation.scores import CaseScores, score_case
 from medseg.evaluation.subsets import Subset, dice, gathered
-from medseg.inference import batch
-from medseg.inference.job import Job
 from medseg.inference.predictor import Predictor, Ready
 from medseg.inference.subsets import score_subsets
 from medseg.training import loop

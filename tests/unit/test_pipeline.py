@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from medseg.batch.entry import Entry
+from medseg.batch.pipeline import AHEAD, BEHIND, pipelined
+from medseg.batch.place import Stopped
+from medseg.batch.run import Outcome, _watch
 from medseg.console import Tick
-from medseg.inference.batch import Outcome, _watch
-from medseg.inference.entry import Entry
-from medseg.inference.pipeline import AHEAD, BEHIND, pipelined
-from medseg.inference.place import Stopped
 from medseg.volumes.dataset import Case
 
 CASES = [Case(f"c{n}", ()) for n in range(12)]

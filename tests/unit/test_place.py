@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from medseg.batch.place import Place, Stopped, error_number, try_writing
 from medseg.errors import DataError
-from medseg.inference.place import Place, Stopped, error_number, try_writing
 
 
 @pytest.mark.parametrize("witness", ["", "ledger.jsonl"])

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
+from medseg.batch import dask_worker
+from medseg.batch.dask_cluster import CONNECT_S, Cluster
+from medseg.batch.deaths import Deaths
+from medseg.batch.entry import Entry, told
+from medseg.batch.job import Engine, Job, Watch, Worker
+from medseg.batch.place import Stopped
 from medseg.errors import MedsegError
-from medseg.inference import dask_worker
-from medseg.inference.dask_cluster import CONNECT_S, Cluster
-from medseg.inference.deaths import Deaths
-from medseg.inference.entry import Entry, told
-from medseg.inference.job import Engine, Job, Watch, Worker
-from medseg.inference.place import Stopped
 from medseg.version import VERSION
 from medseg.volumes.dataset import Case
 

@@ -2,7 +2,7 @@
 
 A `Job` says what to do and can be sent to another process or machine. There a `Worker` is made of
 it, once, and turns each `Case` into an `Entry`, a line of the ledger. Its three stages, `read`,
-`compute` and `write`, can be run in threads of their own (`medseg.inference.pipeline`).
+`compute` and `write`, can be run in threads of their own (`medseg.batch.pipeline`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
+from medseg.batch import outputs
+from medseg.batch.entry import Entry, Task, now, told, whoami
+from medseg.batch.place import Place, Stopped
 from medseg.config.data import Missing
 from medseg.errors import DataError, MedsegError, raise_all
 from medseg.files import sha256, write_json
-from medseg.inference import outputs
-from medseg.inference.entry import Entry, Task, now, told, whoami
-from medseg.inference.place import Place, Stopped
 from medseg.inference.predictor import Predictor, Ready
 from medseg.inference.steps import Crf
 from medseg.postprocess.prediction import Prediction

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from secrets import token_hex
 
+from medseg.batch import outputs
+from medseg.batch.ledger import FAILURES, FAILURES_TABLE
+from medseg.batch.place import try_writing
 from medseg.errors import DataError, raise_all
-from medseg.inference import outputs
-from medseg.inference.ledger import FAILURES, FAILURES_TABLE
-from medseg.inference.place import try_writing
 from medseg.volumes import nifti
 from medseg.volumes.dataset import Case, Channel
 

@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from medseg.batch.job import Engine, Entry, Job, Stopped, Watch, Worker
+from medseg.batch.ledger import FAILURES, Ledger, write_failures
+from medseg.batch.pipeline import pipelined
+from medseg.batch.place import Place
+from medseg.batch.refusals import common_folder, refuse
+from medseg.batch.shard import WHOLE, Shard
 from medseg.console import Tick
 from medseg.errors import DataError, MedsegError
-from medseg.inference.job import Engine, Entry, Job, Stopped, Watch, Worker
-from medseg.inference.ledger import FAILURES, Ledger, write_failures
-from medseg.inference.pipeline import pipelined
-from medseg.inference.place import Place
 from medseg.inference.predictor import Predictor
-from medseg.inference.refusals import common_folder, refuse
-from medseg.inference.shard import WHOLE, Shard
 from medseg.volumes.dataset import Case
 
 __all__ = ["FAILURES", "Outcome", "Start", "predict_cases"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 from collections import deque
 
-from medseg.inference import outputs
-from medseg.inference.entry import Entry
-from medseg.inference.job import Job
+from medseg.batch import outputs
+from medseg.batch.entry import Entry
+from medseg.batch.job import Job
 from medseg.volumes.dataset import Case
 
 ATTEMPTS = 2

@@ -13,7 +13,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
-from medseg.inference.job import Engine, Entry, Stopped, Task, Watch, Worker
+from medseg.batch.job import Engine, Entry, Stopped, Task, Watch, Worker
 from medseg.volumes.dataset import Case
 
 AHEAD = 1  # cases read before the network has time for them

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from medseg import plugins
+from medseg.batch.entry import readable
 from medseg.config.schema import Config
 from medseg.errors import DataError
 from medseg.files import read_json, sha256
-from medseg.inference.entry import readable
 from medseg.inference.predictor import Predictor, model_file
 from medseg.inference.steps import entries
 from medseg.postprocess.prediction import Prediction

@@ -57,7 +57,7 @@ class Cluster:
         with distributed.LocalCluster(
             n_workers=count, threads_per_worker=threads, processes=True, memory_limit=None,
             dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
-            preload=["medseg.inference.dask_preload"],
+            preload=["medseg.batch.dask_preload"],
         ) as cluster, _connected(distributed, cluster) as client:  # fmt: skip
             yield client
 

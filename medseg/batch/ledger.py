@@ -20,10 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from medseg.batch.entry import Entry, now
+from medseg.batch.shard import Shard
 from medseg.errors import DataError, MedsegError
 from medseg.files import write_json, write_text
-from medseg.inference.entry import Entry, now
-from medseg.inference.shard import Shard
 from medseg.volumes.dataset import Case
 
 FAILURES, FAILURES_TABLE = "failures.json", "failures.csv"

@@ -19,13 +19,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from medseg.batch import pool_worker
+from medseg.batch.deaths import Deaths, told
+from medseg.batch.entry import Entry
+from medseg.batch.job import Engine, Job, Watch, Worker
+from medseg.batch.place import Stopped
+from medseg.batch.seats import Seat
 from medseg.errors import MedsegError
-from medseg.inference import pool_worker
-from medseg.inference.deaths import Deaths, told
-from medseg.inference.entry import Entry
-from medseg.inference.job import Engine, Job, Watch, Worker
-from medseg.inference.place import Stopped
-from medseg.inference.seats import Seat
 from medseg.volumes.dataset import Case
 
 STARTS = 2
@@ -36,7 +36,7 @@ def pooled(seats: Sequence[Seat]) -> Callable[[Worker, Watch], Engine]:
     """Make the engine of processes on this machine.
 
     Args:
-        seats: One for each process; see `medseg.inference.seats.seats`.
+        seats: One for each process; see `medseg.batch.seats.seats`.
     """
 
     def start(worker: Worker, watch: Watch) -> Engine:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from medseg.batch.dask_cluster import Cluster
+from medseg.batch.dask_engine import on_dask
+from medseg.batch.pipeline import pipelined
+from medseg.batch.pool import pooled
+from medseg.batch.run import Start
+from medseg.batch.seats import seats
 from medseg.errors import MedsegError
-from medseg.inference.batch import Start
-from medseg.inference.dask_cluster import Cluster
-from medseg.inference.dask_engine import on_dask
-from medseg.inference.pipeline import pipelined
-from medseg.inference.pool import pooled
-from medseg.inference.seats import seats
 
 Name = Literal["auto", "pipeline", "pool", "dask"]
 

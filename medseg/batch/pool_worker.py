@@ -1,4 +1,4 @@
-"""The process at the other end of `medseg.inference.pool`: one model, one case after the other.
+"""The process at the other end of `medseg.batch.pool`: one model, one case after the other.
 
 Nothing heavy is imported before the process has said how it ends, so that it ends well even while
 torch loads: at Ctrl-C the parent decides; when the parent is gone, so is this process, whatever it
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from medseg.inference.job import Job, Worker
+    from medseg.batch.job import Job, Worker
     from medseg.volumes.dataset import Case
 
 GRACE_S = 10.0
@@ -56,7 +56,7 @@ def _work(channel: Connection, say: Callable[[str, Any], None]) -> None:
     try:
         worker = load(job, threads)
     except Exception as error:  # noqa: BLE001  (the parent raises it)
-        from medseg.inference.entry import told
+        from medseg.batch.entry import told
 
         say("broken", told(error))
         return
@@ -68,7 +68,7 @@ def _work(channel: Connection, say: Callable[[str, Any], None]) -> None:
 
 
 def _do(worker: Worker, case: Case) -> tuple[str, Any]:
-    from medseg.inference.place import Stopped
+    from medseg.batch.place import Stopped
 
     try:
         entry = worker(case)
@@ -87,7 +87,7 @@ def load(job: Job, threads: int) -> Worker:
     import numba
     import torch
 
-    from medseg.inference.job import Worker
+    from medseg.batch.job import Worker
     from medseg.memory import keep_freed
 
     keep_freed()

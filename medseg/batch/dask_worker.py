@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from medseg import plugins
+from medseg.batch.entry import Entry, whoami
+from medseg.batch.job import Job, Worker
+from medseg.batch.pool_worker import load
 from medseg.errors import MedsegError
-from medseg.inference.entry import Entry, whoami
-from medseg.inference.job import Job, Worker
-from medseg.inference.pool_worker import load
 from medseg.version import VERSION
 from medseg.volumes.dataset import Case
 
