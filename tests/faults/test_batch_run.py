@@ -259,9 +259,10 @@ def test_shards_in_processes_at_once(network: Path, inputs: Path, tmp_path: Path
 @pytest.mark.slow
 def test_ctrl_c_stops_cleanly(network: Path, inputs: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
+    slow = ("inference.mode=window", "inference.overlap=0.8")
     words = [sys.executable, "-m", "medseg", "predict", "-m", network, "-i", inputs, "-o", output]
     with subprocess.Popen(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*words, *slow], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         while process.poll() is None and not (output / "a.json").exists():
             time.sleep(0.001)
@@ -274,7 +275,7 @@ def test_ctrl_c_stops_cleanly(network: Path, inputs: Path, tmp_path: Path) -> No
     assert last["event"] == "end"
     assert last["untried"] > 0
     assert {*statuses(output)} == {path.stem for path in output.glob("*.json")}
-    outcome = predict(network, inputs, output)
+    outcome = predict(network, inputs, output, *slow)
     assert sorted(outcome.done + outcome.kept) == list("abcdef")
     assert "a" in outcome.kept
 

@@ -69,7 +69,7 @@ def test_a_flip_that_is_not_finite_counts_too() -> None:
         return poison(float("nan"), (1, 1, 1))(x) if len(calls) == 2 else poison(0.0)(x)
 
     calls: list[int] = []
-    settings = Inference.model_validate({"mode": "whole", "flip": (0,)}, strict=False)
+    settings = Inference(mode="whole", flip=(0,), precision="fp32")
     with pytest.raises(NonFiniteError):
         predict_volume(
             Network(once), torch.randn(1, 8, 8, 8), settings, (8, 8, 8), (4, 4, 4), classes=2

@@ -291,7 +291,7 @@ def test_published_weights_give_the_published_labels(imported: Path) -> None:
     brain = prepared.mask
     assert brain is not None
     tiles = tiles_with(expected > 0, brain)
-    found = predictor.run(Ready(loaded, ((replace(prepared, mask=tiles, region=tiles),),)))
+    found = predictor.run(Ready(loaded, ((replace(prepared, mask=tiles, region=tiles & brain),),)))
     got = predictor.labels.to_values(found.labels)
     assert (got == expected)[brain].mean() >= 0.9999
     groups = {"whole": ((1, 2, 4), (1, 2, 3)), "core": ((1, 4), (1, 3)), "enhancing": ((4,), (3,))}
