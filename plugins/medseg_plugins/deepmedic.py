@@ -106,12 +106,12 @@ class DeepMedic(nn.Module):
             )
         join = Join(
             [path[-1] for path in paths], ends[1], hidden_kernel, factors=self.factors,
-            edges=edges, dropout=dropout[0], bias=not hidden,
+            edges=edges, dropout=dropout[0], is_last=not hidden,
         )  # fmt: skip
         self.seen = join.seen
         last = len(hidden)
         layers = [
-            Layer(ends[n], ends[n + 1], ONE, dropout=dropout[n], bias=n == last)
+            Layer(ends[n], ends[n + 1], ONE, dropout=dropout[n], is_last=n == last)
             for n in range(1, last + 1)
         ]
         self.joint = Joint(

@@ -33,7 +33,7 @@ class Layer(nn.Module):
         kernel: Of the convolution, per axis; odd.
         raw: Whether the input is the image itself, which is neither normalised nor rectified.
         dropout: Probability of dropping a number of the convolution's input.
-        bias: Whether the convolution adds one.
+        is_last: Whether the output are logits: they get a bias, and full precision in prediction.
     """
 
     def __init__(
@@ -44,20 +44,20 @@ class Layer(nn.Module):
         *,
         raw: bool = False,
         dropout: float = 0.0,
-        bias: bool = False,
+        is_last: bool = False,
     ) -> None:
         super().__init__()
-        self.raw = raw
+        self.raw, self.is_last = raw, is_last
         if raw:
             self.bias = nn.Parameter(torch.zeros(width_in))
         else:
             self.norm = nn.BatchNorm3d(width_in)
             self.activation = nn.PReLU(width_in, _SLOPE)
         self.dropout = nn.Dropout(dropout)
-        self.conv = nn.Conv3d(width_in, width, kernel, bias=bias)
+        self.conv = nn.Conv3d(width_in, width, kernel, bias=is_last)
         nn.init.normal_(self.conv.weight, std=math.sqrt(2 / self.conv.weight[0].numel()))
-        if bias:
-            nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
 
     def before(self, x: Tensor) -> Tensor:
         """What the convolution sees, of the input's shape."""
@@ -67,7 +67,18 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, width_in, I, J, K) to (N, width, I - i + 1, ...) for a kernel (i, j, k)."""
-        return self.conv(self.before(x))  # type: ignore[no-any-return]
+        x = self.before(x)
+        if self.training or not self.is_last:
+            return self.conv(x)  # type: ignore[no-any-return]
+        # Logits rounded to bfloat16 are often equal: two fifths of the labels that it changes.
+        with torch.autocast(x.device.type, enabled=False):
+            slabs = _slabs(x) if self.conv.kernel_size == ONE else [x]
+            return torch.cat([self.conv(slab.to(self.conv.weight.dtype)) for slab in slabs], 2)
+
+
+def _slabs(x: Tensor) -> Sequence[Tensor]:
+    """Parts of maps along their first axis: what is made of one after another stays small."""
+    return x.chunk(-(-x.numel() // _SLAB), 2)
 
 
 def rectified(x: Tensor, slope: Tensor) -> Tensor:
@@ -79,8 +90,7 @@ def rectified(x: Tensor, slope: Tensor) -> Tensor:
     slope = slope.to(x.dtype)
     if torch.is_grad_enabled() or x.dtype != torch.bfloat16:
         return functional.prelu(x, slope)
-    slabs = -(-x.numel() // _SLAB)
-    for slab in x.chunk(slabs, 2):
+    for slab in _slabs(x):
         below = slab.clamp_max(0).mul_(slope.view(-1, 1, 1, 1))
         slab.clamp_min_(0).add_(below)
     return x

@@ -59,12 +59,7 @@ class Joint(nn.Module):
         inputs: list[Tensor] = []
         for number, layer in enumerate(self.layers[1:], 2):
             inputs.append(x)
-            if number == len(self.layers) and not self.training:
-                # Logits rounded to bfloat16 are often equal: a third of the labels it changes.
-                with torch.autocast(x.device.type, enabled=False):
-                    x = layer(x.to(next(layer.parameters()).dtype))
-            else:
-                x = layer(x)
+            x = layer(x)
             if number in self.residual:
                 x = join.add(x, maps, size) if number == 2 else add_centre(x, inputs[number - 3])
         return x
@@ -87,7 +82,7 @@ class Join(Layer):
         edges: What the kernel sees beyond the patch: "reflect", the fine maps mirrored, or
             "context", maps of one block more on either side.
         dropout: Probability of dropping a number of the convolution's input.
-        bias: Whether the convolution adds one.
+        is_last: Whether the output are logits: they get a bias.
     """
 
     def __init__(
@@ -99,9 +94,9 @@ class Join(Layer):
         factors: Sequence[Triple],
         edges: Edges,
         dropout: float = 0.0,
-        bias: bool = False,
+        is_last: bool = False,
     ) -> None:
-        super().__init__(sum(widths), width, kernel, dropout=dropout, bias=bias)
+        super().__init__(sum(widths), width, kernel, dropout=dropout, is_last=is_last)
         self.widths, self.factors, self.edges = tuple(widths), tuple(factors), edges
         i, j, k = (length // 2 for length in kernel)
         self.rim: Triple = (i, j, k)
