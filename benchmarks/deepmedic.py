@@ -4,7 +4,7 @@
 
 DIR has glioma_case/ and weights/deepmedic_captk/. The original's scheme: segments that give tiles
 of 45^3 voxels side by side, those without brain in the segment left out, batches of 10, fp32,
-coarse maps repeated, put together and convolved. Ours: `predict_volume` with the brain as region of
+coarse maps repeated, put together and convolved. Ours: `predict_labels` with the brain as region of
 interest. Both lay tiles from the brain's first voxel, as the original did for the case's labels.
 The 0.8.4 default has random weights and statistics of noise.
 """
@@ -25,7 +25,7 @@ from common import machine
 from torch import Tensor, nn
 
 from medseg.config.schema import Inference
-from medseg.inference.window import predict_volume
+from medseg.inference.window import predict_labels
 from medseg.networks.assembly import WholeNetwork
 from medseg.networks.importing import import_network
 from medseg.registry import NETWORKS
@@ -180,7 +180,7 @@ def ours(network: nn.Module, side: int, precision: Any, image: Tensor, brain: Te
     """The labels by medseg's windows."""
     patch = (side,) * 3
     settings = Inference(patch=patch, overlap=0.0, precision=precision, roi=True)
-    return predict_volume(network, image, settings, patch, (1, 1, 1), roi=brain).argmax(0).byte()
+    return predict_labels(network, image, settings, patch, (1, 1, 1), classes=5, roi=brain)
 
 
 if __name__ == "__main__":
