@@ -6,7 +6,8 @@ DIR has glioma_case/ and weights/deepmedic_captk/. The original's scheme: segmen
 of 45^3 voxels side by side, those without brain in the segment left out, batches of 10, fp32,
 coarse maps repeated, put together and convolved. Ours: `predict_labels` with the brain as region of
 interest, and freed memory kept, as medseg's commands do. Both lay tiles from the brain's first
-voxel, as the original did for the case's labels. The 0.8.4 default has random weights and statistics of noise.
+voxel, as the original did for the case's labels. The 0.8.4 default has random weights and
+statistics of noise.
 """
 
 from __future__ import annotations
