@@ -59,6 +59,7 @@ def test_an_ensemble_is_the_mean_of_its_members(
     assert len({found.labels.tobytes() for found in alone}) == len(alone)
 
 
+@pytest.mark.slow
 def test_an_ensemble_in_little_memory_is_the_same(models: list[Path], files: list[Path]) -> None:
     small = ["train.patch=[8,8,8]", "inference.patch=[8,8,8]", "inference.overlap=0.2"]
     windows = Predictor.load(models[1:], overrides=small).predict(files, probabilities=True)
