@@ -129,12 +129,12 @@ def _difference(predictor: Predictor, ready: Ready) -> dict[str, float]:
     theirs = peers.monai(peers.Finest(network).eval(), image, patch)
     small = Scaled(network).eval()
     settings = predictor.config.numbered.inference
-    ours = predict_volume(small, image, settings, patch, predictor.divisor).log_().mul_(_SCALE)
-    shares = (ours.softmax(0) - theirs.softmax(0)).abs_().max()
+    ours = predict_volume(small, image, settings, patch, predictor.divisor).log() * _SCALE
+    shares = (ours.softmax(0) - theirs.softmax(0)).abs().max()
     labels = (ours.argmax(0) != theirs.argmax(0)).sum()
-    ours += theirs.mean(0) - ours.mean(0)
+    ours = ours + (theirs.mean(0) - ours.mean(0))
     return {
-        "logits": float((ours - theirs).abs_().max()),
+        "logits": float((ours - theirs).abs().max()),
         "largest_logit": float(theirs.abs().max()),
         "shares": float(shares),
         "labels": int(labels),
