@@ -18,7 +18,7 @@ def prepare(job: Job) -> Callable[[], Any]:
     from monai.inferers import sliding_window_inference
 
     model = loaded(job)
-    network, patch = peers.Finest(model.network).eval(), model.config.train.patch
+    network, patch = peers.Finest.of(model.checkpoint), model.config.train.patch
     before = t.Compose(
         [
             t.LoadImaged("image"),

@@ -31,7 +31,7 @@ def prepare(job: Job) -> Callable[[], Any]:
     settings = peers.plans(
         model.config.train.patch, classes, spacing=job["spacing"] or (1.0, 1.0, 1.0), **more
     )
-    predictor = peers.predictor(peers.Finest(model.network).eval(), settings)
+    predictor = peers.predictor(peers.Finest.of(model.checkpoint), settings)
     inputs = [[path] for path in job["images"].values()]
     outputs = [f"{job['output']}/{case}" for case in job["images"]]
     workers = job["workers"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inference_parts import peers
 from inference_parts.process import measured, told
@@ -36,7 +36,7 @@ preprocess: {{orientation: null, normalise: []}}
 model: {{network: {{name: benchmark_voxelwise, kind: {kind}}}}}
 loss: {{name: dice_ce}}
 train: {{patch: {patch}, budget: {{steps: 1}}}}
-inference: {{precision: fp32, overlap: {overlap}}}
+inference: {{precision: fp32, overlap: {overlap}, memory: {memory}}}
 """
 
 
@@ -93,7 +93,7 @@ def _ours(predictor: Predictor, image: Array) -> Callable[[], Array]:
 
 
 def _peer(job: dict[str, Any], predictor: Predictor, image: Array) -> Callable[[], Array]:
-    network: nn.Module = peers.Finest(predictor.network).eval()
+    network = peers.Finest.of(predictor.checkpoint)
     x, patch, classes = torch.from_numpy(image), job["patch"], job["classes"]
 
     def call(x: Tensor) -> Array:

@@ -8,9 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medseg.networks.assembly import build_network
+from medseg.networks.checkpoint import Checkpoint, restore
+
 
 class Finest(nn.Module):
     """A network of medseg as the peers know networks: one output, no auxiliary ones."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Finest:
+        """The network of a model, its weights in torch's own layout."""
+        config, channels = checkpoint.config, len(checkpoint.channels)
+        network = build_network(
+            config.model, channels, 1 + len(checkpoint.labels.values), config.seed
+        )
+        restore(network, checkpoint)
+        return cls(network).eval()
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ class Voxelwise(nn.Module):
     ) -> None:
         super().__init__()
         self.classes, self.kind = classes, kind
-        self.register_buffer("centres", torch.arange(classes).float()[:, None, None, None])
+        self.register_buffer("centres", torch.arange(classes).float().view(1, -1, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, I, J, K) to logits (N, classes, I, J, K)."""

@@ -50,7 +50,7 @@ def main(job: dict[str, Any]) -> None:
     method = next(method for method in METHODS if method.name == job["method"])
     predictor, ready = _loaded(job, method.overrides)
     run = _peer if method.peer else _ours
-    counted = _count(predictor.network)
+    counted = _count(predictor.members[0].network)
     call = run(method, predictor, ready)
     seen = counted[0]
     labels, cost = measured(call)
@@ -78,7 +78,8 @@ def _count(network: nn.Module) -> list[int]:
 
 def _ours(method: Method, predictor: Predictor, ready: Ready) -> Callable[[], Array]:
     if "compile" in method.options:
-        predictor.network = torch.compile(predictor.network)  # type: ignore[assignment]
+        member = predictor.members[0]
+        member.network = torch.compile(member.network)  # type: ignore[assignment]
     case = ready.case
     middle = _middle(case.mask, predictor)
     predictor.predict(
@@ -89,11 +90,11 @@ def _ours(method: Method, predictor: Predictor, ready: Ready) -> Callable[[], Ar
 
 
 def _peer(method: Method, predictor: Predictor, ready: Ready) -> Callable[[], Array]:
-    image = torch.from_numpy(ready.prepared.image)
+    ((prepared,),) = ready.prepared
+    image, mask = torch.from_numpy(prepared.image), prepared.mask
     patch = predictor.config.train.patch
-    mask = ready.prepared.mask
     box = _bounds(mask, patch) if "box" in method.options else _everything(image)
-    network = peers.Finest(predictor.network).eval()
+    network = peers.Finest.of(predictor.checkpoint)
     if "bf16" in method.options:
         network = network.to(memory_format=torch.channels_last_3d)
     infer: Callable[[Tensor], Tensor]
@@ -124,12 +125,14 @@ def _difference(predictor: Predictor, ready: Ready) -> dict[str, float]:
     Our logits are found from the softmax of their eighths, up to a constant a voxel, which is set
     so that their mean is MONAI's.
     """
-    image, patch = torch.from_numpy(ready.prepared.image), predictor.config.train.patch
-    network = predictor.network
-    theirs = peers.monai(peers.Finest(network).eval(), image, patch)
-    small = Scaled(network).eval()
-    settings = predictor.config.numbered.inference
-    ours = predict_volume(small, image, settings, patch, predictor.divisor).log() * _SCALE
+    ((prepared,),), (member,) = ready.prepared, predictor.members
+    image, patch = torch.from_numpy(prepared.image), predictor.config.train.patch
+    theirs = peers.monai(peers.Finest.of(predictor.checkpoint), image, patch)
+    small, settings = Scaled(member.network).eval(), predictor.config.numbered.inference
+    ours = predict_volume(
+        small, image, settings, patch, member.divisor, classes=member.classes
+    ).log()
+    ours = ours * _SCALE
     shares = (ours.softmax(0) - theirs.softmax(0)).abs().max()
     labels = (ours.argmax(0) != theirs.argmax(0)).sum()
     ours = ours + (theirs.mean(0) - ours.mean(0))
