@@ -25,7 +25,7 @@ def prepare(job: Job) -> Callable[[], Any]:
             t.EnsureChannelFirstd("image"),
             t.Orientationd("image", "RAS", labels=None),
             *([t.Spacingd("image", job["spacing"])] if job["spacing"] else []),
-            t.ScaleIntensityRanged("image", *job["range"], 0, 1, clip=True)
+            t.ScaleIntensityRanged("image", *job["range"], -1, 1, clip=True)
             if job["range"]
             else t.NormalizeIntensityd("image"),
         ]
@@ -47,7 +47,13 @@ def prepare(job: Job) -> Callable[[], Any]:
         with torch.no_grad():
             for batch in loader:
                 batch["pred"] = sliding_window_inference(
-                    batch["image"], patch, 4, network, 0.5, mode="gaussian"
+                    batch["image"],
+                    patch,
+                    4,
+                    network,
+                    0.5,
+                    mode="gaussian",
+                    padding_mode="replicate",
                 )
                 for sample in decollate_batch(batch):
                     after(sample)

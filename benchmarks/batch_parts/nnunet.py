@@ -22,12 +22,10 @@ def prepare(job: Job) -> Callable[[], Any]:
     model = loaded(job)
     classes, more = len(model.labels.values) + 1, {}
     if job["range"] is not None:
-        low, high = job["range"]
+        low, high = job["range"]  # becomes -1 to 1, as in medseg's config
         limits = {"percentile_00_5": low, "percentile_99_5": high}
-        more = {
-            "scheme": "CTNormalization",
-            "intensities": {**limits, "mean": low, "std": high - low},
-        }
+        middle = {"mean": (low + high) / 2, "std": (high - low) / 2}
+        more = {"scheme": "CTNormalization", "intensities": {**limits, **middle}}
     settings = peers.plans(
         model.config.train.patch, classes, spacing=job["spacing"] or (1.0, 1.0, 1.0), **more
     )

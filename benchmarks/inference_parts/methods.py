@@ -62,6 +62,7 @@ METHODS: tuple[Method, ...] = (
     Method("nnU-Net, brain's box", peer="nnunet", fp32=IN_BOX.name, options=("box",)),
     IN_BOX,
     IN_BOX_BF16,
+    Method("medseg, brain's box, auto", (*BOX, "inference.precision=auto"), "", IN_BOX.name),
     Method(
         "medseg, box, 2 windows a pass, bf16", (*BOX, "inference.batch=2", BF16), "", IN_BOX.name
     ),
