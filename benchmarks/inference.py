@@ -14,9 +14,10 @@ labels on the input's grid; reading and preprocessing do not count, for they are
 windows" are those of MONAI's inferer: 96^3, overlap .5, Gaussian weights, no mirroring. nnU-Net
 spaces as many windows evenly. The peers run as they come (fp32; nnU-Net sums in half precision);
 their lines with the brain's box show what their users can get with a few lines of their own, that
-with bf16 also what this network's layers, which keep torch's channels-last layout, do for others. Peak memory is above that with the volume and the network loaded. Ratios are of CPU seconds
-with one thread, of seconds on the clock with more. "Equal labels" are the share of the brain's
-voxels with the label that medseg gives in fp32 with the same windows.
+with bf16 also what this network's layers, which keep torch's channels-last layout, do for others.
+Peak memory is above that with the volume and the network loaded. Ratios are of CPU seconds with one
+thread, of seconds on the clock with more. "Equal labels" are the share of the brain's voxels with
+the label that medseg gives in fp32 with the same windows.
 """
 
 from __future__ import annotations
