@@ -1,0 +1,1 @@
+"""What benchmarks/batch.py is made of."""

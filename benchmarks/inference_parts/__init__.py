@@ -1,0 +1,1 @@
+"""What benchmarks/inference.py and benchmarks/memory.py are made of."""
