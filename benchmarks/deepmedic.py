@@ -47,7 +47,6 @@ def main() -> None:
     parser.add_argument("--edges", nargs="*", default=["reflect", "context"])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed()  # as medseg's commands do; the original's scheme gains by it as well
     image, brain, expected = case(options.data / "glioma_case")
     print(machine())
     networks = {"published": published(options.data), "default": default(image.shape[0])}

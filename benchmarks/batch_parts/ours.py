@@ -12,7 +12,9 @@ from batch_parts.driver import Job, serve
 def prepare(job: Job) -> Callable[[], Any]:
     """Import what the command line imports; the model is loaded within the call."""
     from medseg import api
+    from medseg.memory import keep_freed
 
+    keep_freed()
     return lambda: api.predict(
         job["run"], Path(job["inputs"]), Path(job["output"]), device="cpu",
         overrides=job["overrides"], quiet=True,

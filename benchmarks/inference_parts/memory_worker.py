@@ -18,6 +18,7 @@ from medseg import plugins
 from medseg.config import loads
 from medseg.inference.inputs import in_memory
 from medseg.inference.predictor import Predictor
+from medseg.memory import keep_freed
 from medseg.networks.assembly import build_network
 from medseg.networks.checkpoint import Checkpoint
 from medseg.volumes.dataset import Labels
@@ -86,6 +87,7 @@ def _predictor(job: dict[str, Any]) -> Predictor:
 
 
 def _ours(predictor: Predictor, image: Array) -> Callable[[], Array]:
+    keep_freed()  # as medseg's commands do
     part = np.ascontiguousarray(image[:, :104, :104, :104])
     predictor.predict((part, np.eye(4)))
     ready = predictor.prepare(in_memory((image, np.eye(4))))

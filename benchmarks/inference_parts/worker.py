@@ -20,6 +20,7 @@ from inference_parts.methods import EVERY, FP32, METHODS, Method
 from inference_parts.process import measured, told
 from medseg.inference.predictor import Predictor, Ready
 from medseg.inference.window import predict_volume
+from medseg.memory import keep_freed
 from medseg.volumes import cases
 from medseg.volumes.geometry import Reorient
 from medseg.volumes.image import Array
@@ -77,6 +78,7 @@ def _count(network: nn.Module) -> list[int]:
 
 
 def _ours(method: Method, predictor: Predictor, ready: Ready) -> Callable[[], Array]:
+    keep_freed()  # as medseg's commands do
     if "compile" in method.options:
         member = predictor.members[0]
         member.network = torch.compile(member.network)  # type: ignore[assignment]
