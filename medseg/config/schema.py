@@ -57,7 +57,11 @@ class Inference(Section):
     whole_voxels: Positive = Field(
         500_000, description="auto: the largest volume predicted in one pass, in voxels"
     )
-    batch: Positive = Field(1, description="windows of one pass; fewer where memory runs out")
+    batch: Positive | None = Field(
+        None,
+        description="windows of one pass; fewer where memory runs out; null: one large one, or a "
+        "few small ones",
+    )
     skip_constant: bool = Field(
         True, description="leave out windows in which no channel varies: background"
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medseg.inference.boxes import Box, around
 from medseg.inference.spool import Spool
-from medseg.inference.window import Pass
+from medseg.inference.window import Pass, likeliest
 from medseg.postprocess.prediction import Prediction, Step
 from medseg.volumes.image import Array
 
@@ -73,7 +73,7 @@ def collect(passes: Sequence[Pass], whole: Prediction, wanted: Wanted, memory: i
     for blocks in parts:
         if wanted.is_labels_alone and not others:
             for block, scores in zip(blocks, first.scores(blocks), strict=True):
-                labels[block] = scores.argmax(0).to(torch.uint8).cpu().numpy()
+                labels[block] = likeliest(scores).cpu().numpy()
             continue
         streams = zip(*(one.shares(blocks) for one in passes), strict=True)
         for block, members in zip(blocks, streams, strict=True):

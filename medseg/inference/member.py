@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medseg.config.data import Missing
 from medseg.config.schema import Config
@@ -38,7 +38,7 @@ class Member:
         autocast(device, config.inference.precision)  # refuses what the device lacks
         restore(self.network, checkpoint)
         self.network.to(device).eval()
-        self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        _channels_last(self.network)
         self._preprocess = Preprocessor(
             config.preprocess,
             checkpoint.spacing,
@@ -111,3 +111,10 @@ def knows_missing(checkpoint: Checkpoint) -> bool:
     config = checkpoint.config
     is_own = "data.missing" not in checkpoint.overridden
     return config.augment.channel_dropout > 0 or (is_own and config.data.missing == "zero")
+
+
+def _channels_last(network: nn.Module) -> None:
+    """Turn the kernels of 3D convolutions; torch's own way refuses networks that have 2D ones."""
+    for parameter in network.parameters():
+        if parameter.dim() == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)

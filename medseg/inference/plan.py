@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
@@ -58,17 +58,17 @@ class Plan:
         return sorted({0, self.size[axis], *begins, *ends})
 
     def middle(self, divisor: Sequence[int]) -> Plan:
-        """One window in the middle, about half as long as this plan's along each axis."""
-        half, start = [], []
-        for w, n, d in zip(self.window, self.size, divisor, strict=True):
-            half.append(min(max(w // 2 // d, 2) * d, w))
-            start.append((n - half[-1]) // 2)
+        """Two windows about the middle, half as long as this plan's along each axis.
+
+        Two, for torch's convolutions of a single small one are slow in float32.
+        """
         i, j, k = (
-            slice(a, a + h + 2 * m) for a, h, m in zip(start, half, self.margin, strict=True)
+            min(max(w // 2 // d, 2) * d, w) for w, d in zip(self.window, divisor, strict=True)
         )
-        image, (x, y, z) = self.image[:, i, j, k], half
-        room = (slice(0, x), slice(0, y), slice(0, z))
-        return Plan(image, room, room, (x, y, z), self.margin, (ZERO,))
+        x, y, z = (max(n - w, 0) // 2 for n, w in zip(self.size, (i, j, k), strict=True))
+        before, after = max(x - i // 2, 0), min(x + i // 2, max(self.size[0] - i, 0))
+        places = ((before, y, z), (after, y, z))
+        return replace(self, window=(i, j, k), places=places)
 
     def windows(self, places: Sequence[Triple]) -> Tensor:
         """(N, C, i, j, k): windows of the image with their margins."""

@@ -23,7 +23,7 @@ def settled(
 ) -> str:
     """Choose the precision of a volume: "fp32", or a lower one that gives the same labels.
 
-    A piece of half a window's size, in the middle of what is predicted, is predicted in both. The
+    Two windows of half the size, in the middle of what is predicted, are predicted in both. The
     choice depends on the volume, the network and the device alone, never on time or on chance.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from medseg.inference.boxes import Triple
 from medseg.inference.plan import Plan
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CPU_VOXELS, _GPU_VOXELS, _MOST_WINDOWS = 200_000, 2_000_000, 8  # of a pass
 _SAID = ("out of memory", "can't allocate memory", "not enough memory")  # by torch's RuntimeErrors
 
 
@@ -78,6 +80,14 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
         raise MedsegError("precision fp16 needs a CUDA device; use bf16 or fp32 on a CPU")
     dtype = _DTYPES.get(precision, torch.float32)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def windows_at_once(settings: Inference, window: Triple, device: torch.device) -> int:
+    """How many windows make a pass: `inference.batch`, or as many as keep the device busy."""
+    if settings.batch is not None:
+        return settings.batch
+    voxels = _GPU_VOXELS if device.type == "cuda" else _CPU_VOXELS
+    return max(1, min(voxels // prod(window), _MOST_WINDOWS))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

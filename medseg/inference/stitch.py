@@ -32,7 +32,7 @@ class Stitcher:
         self._run, self._classes, self._batch = run, classes, batch
         self._home = run.device  # where sums are kept
         self._weights: Tensor | None = None
-        self._spare: dict[int, list[Tensor]] = {}  # memory of cells that are done, by its length
+        self._pool = _Pool()
 
     @torch.inference_mode()
     def __call__(self, schedule: Schedule) -> Iterator[Tensor]:
@@ -44,6 +44,7 @@ class Stitcher:
         """
         for cell in {cell for step in schedule.steps for cell in step.cells}:
             cell.left, cell.total = len(cell.windows), None
+        self._pool.begin(schedule.peak * self._classes)
         queue = [number for step in schedule.steps for number in step.windows]
         done = due = 0
         for n, step in enumerate(schedule.steps):
@@ -83,7 +84,7 @@ class Stitcher:
             self._batch = len(some) // 2
         else:
             self._home = torch.device("cpu")
-            self._spare.clear()
+            self._pool.drop()
             for cells in schedule.of_window:
                 for cell in cells:
                     cell.total = None if cell.total is None else cell.total.cpu()
@@ -93,8 +94,8 @@ class Stitcher:
     def _make_room(self, schedule: Schedule, number: int, logits: Tensor) -> None:
         for cell in schedule.of_window[number]:
             if cell.total is None and len(schedule.plan.places) > 1:
-                spare = self._spare.get(cell.voxels * len(logits))
-                cell.total = _zeros(cell.box, logits, spare.pop() if spare else None)
+                memory = self._pool.take(cell.voxels * len(logits))
+                cell.total = _zeros(cell.box, logits, memory)
 
     def _add(self, schedule: Schedule, number: int, logits: Tensor) -> None:
         """Add a window to its cells: in place, so that it cannot fail halfway."""
@@ -124,14 +125,44 @@ class Stitcher:
 
     def _forget(self, cell: Cell) -> None:
         if cell.total is not None and cell.left == 0 and len(cell.windows) > 1:
-            memory = cell.total.as_strided((cell.total.numel(),), (1,))
-            self._spare.setdefault(len(memory), []).append(memory)
+            self._pool.give(cell.total.as_strided((cell.total.numel(),), (1,)))
         cell.total = None
 
     def _weight(self, plan: Plan) -> Tensor:
         if self._weights is None or self._weights.device != self._home:
             self._weights = plan.weight.to(self._home)
         return self._weights
+
+
+class _Pool:
+    """Memory of cells that are done, for those to come: at hand, and not in pieces of the heap."""
+
+    def __init__(self) -> None:
+        self._spare: list[Tensor] = []
+        self._used = self._most = 0
+
+    def begin(self, most: int) -> None:
+        """Begin a schedule that holds up to so many values at once."""
+        self._used, self._most = 0, most
+
+    def take(self, length: int) -> Tensor | None:
+        """Memory of a length; None: there is none at hand, and what is in the way is dropped."""
+        self._used += length
+        fitting = next((n for n, spare in enumerate(self._spare) if len(spare) == length), None)
+        if fitting is not None:
+            return self._spare.pop(fitting)
+        while self._spare and self._used + sum(map(len, self._spare)) > self._most:
+            self._spare.pop(0)
+        return None
+
+    def give(self, memory: Tensor) -> None:
+        """Give back what was taken, or made because there was none."""
+        self._used -= len(memory)
+        self._spare.append(memory)
+
+    def drop(self) -> None:
+        """Drop all."""
+        self._spare.clear()
 
 
 def _zeros(box: Box, like: Tensor, memory: Tensor | None = None) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from medseg.errors import ConfigError
+from medseg.networks.layers import InstanceNorm, MeanPool
 
 Triple = tuple[int, int, int]
 Norm = Literal["instance", "batch", "group", "none"]
@@ -45,49 +46,6 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
     if norm == "group":
         return nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
     return nn.Identity()
-
-
-class InstanceNorm(nn.InstanceNorm3d):
-    """Instance normalisation that keeps a channels-last layout.
-
-    Torch's own copies such an input to the default layout, and each convolution behind it back
-    again. The statistics of one sample are those of a batch of one.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, affine=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Keep the shape (N, C, I, J, K)."""
-        if not x.is_contiguous(memory_format=torch.channels_last_3d) or x.is_contiguous():
-            return super().forward(x)
-        if len(x) == 1:
-            return nn.functional.batch_norm(
-                x, None, None, self.weight, self.bias, training=True, eps=self.eps
-            )
-        return nn.functional.group_norm(x, x.shape[1], self.weight, self.bias, self.eps)
-
-
-class MeanPool(nn.AvgPool3d):
-    """Mean of the voxels of each block, in any layout and precision.
-
-    Torch's own knows neither channels-last nor, on a CPU, bfloat16.
-
-    Args:
-        stride: Voxels of a block (i, j, k); they divide the size.
-    """
-
-    def __init__(self, stride: Triple) -> None:
-        super().__init__(stride)
-        self.steps = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, I, J, K) to (N, C, I / i, J / j, K / k)."""
-        for axis, step in enumerate(self.steps, 2):
-            if step > 1:
-                parts = x.view(*x.shape[:axis], -1, step, *x.shape[axis + 1 :]).unbind(axis + 1)
-                x = sum(parts[1:], parts[0])
-        return x / math.prod(self.steps)
 
 
 def activation_layer(activation: Activation, *, inplace: bool = True) -> nn.Module:

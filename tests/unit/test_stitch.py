@@ -39,7 +39,7 @@ class Net(nn.Module):
 
 
 def settings(**options: Any) -> Inference:
-    values = {"precision": "fp32", "patch": PATCH, "skip_constant": False, **options}
+    values = {"precision": "fp32", "patch": PATCH, "skip_constant": False, "batch": 1, **options}
     return Inference.model_validate(values, strict=False)
 
 

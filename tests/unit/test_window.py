@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 
 def settings(**options: Any) -> Inference:
-    values = {"precision": "fp32", "mode": "window", **options}
+    values = {"precision": "fp32", "mode": "window", "batch": 1, **options}
     return Inference.model_validate(values, strict=False)
 
 
