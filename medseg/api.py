@@ -22,6 +22,7 @@ from medseg.evaluation.evaluate import evaluate as score
 from medseg.evaluation.subsets import Subset
 from medseg.inference.inputs import needed
 from medseg.inference.predictor import Predictor
+from medseg.inference.settle import settle
 from medseg.inference.steps import Crf
 from medseg.inference.subsets import score_subsets
 from medseg.networks.checkpoint import save
@@ -65,6 +66,7 @@ def train(
     run = loop.train(config, output, device=device, resume=resume, quiet=quiet)
     predictor = Predictor.load(run.path, device=device, plugins=config.plugins)
     validation = cases.find(config.data).only(run.split().validation)
+    settle(run.model, predictor, validation.cases)
     todo = Prediction((run.model,), run.validation, device=device, plugins=config.plugins)
     with track("Predict", len(validation.cases), quiet=quiet) as tick:
         outcome = batch.predict_cases(todo, predictor, validation.cases, tick)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from medseg.config.data import Missing
 from medseg.config.schema import Config
 from medseg.errors import ConfigError
+from medseg.inference.precision import candidate
 from medseg.inference.runner import autocast
 from medseg.inference.window import Pass, check_patch
 from medseg.networks.assembly import build_network
@@ -61,7 +64,9 @@ class Member:
     def over(self, prepared: Prepared) -> Pass:
         """The network over a case that has been prepared."""
         settings = self.config.numbered.inference
-        patch = settings.patch or self.config.train.patch
+        changes: dict[str, Any] = {"patch": settings.patch or self.config.train.patch}
+        if settings.precision == "auto" and self.checkpoint.settled == candidate(self.device):
+            changes["precision"] = self.checkpoint.settled
         roi = region = None
         if settings.roi:
             assert prepared.mask is not None  # the config has a source, and a mask was asked for
@@ -69,7 +74,7 @@ class Member:
             roi, region = torch.from_numpy(prepared.mask), torch.from_numpy(prepared.region)
         return Pass.of(
             self.network, torch.from_numpy(prepared.image),
-            settings.model_copy(update={"patch": patch}), self.divisor, self.classes,
+            settings.model_copy(update=changes), self.divisor, self.classes,
             route=prepared.route, roi=roi, region=region, offsets=self._offsets,
         )  # fmt: skip
 

@@ -94,6 +94,8 @@ class Checkpoint:
         overridden: Settings that the user gave instead of the model's, e.g. `inference.overlap`.
         fitted: What transforms of its preprocessing learnt from the training cases, in plain
             values, as `medseg.transforms.fitted.Fitted` reads them.
+        settled: A lower precision in which validation volumes got the labels of float32; empty:
+            none is known to do.
     """
 
     config: Config
@@ -107,6 +109,7 @@ class Checkpoint:
     priors: Priors | None = None
     overridden: tuple[str, ...] = ()
     fitted: Mapping[str, Any] = field(default_factory=dict)
+    settled: str = ""
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -127,6 +130,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "tuned": [asdict(tuned) for tuned in checkpoint.tuned],
         "priors": None if checkpoint.priors is None else asdict(checkpoint.priors),
         "fitted": dict(checkpoint.fitted),
+        "settled": checkpoint.settled,
     }
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()
@@ -145,6 +149,16 @@ def set_tuned(path: Path, tuned: Tuned) -> None:
     about, weights = _read(path)
     known = [item for item in _tuned(path, about) if item.name != tuned.name]
     _write(path, {**about, "tuned": [asdict(item) for item in (*known, tuned)]}, weights)
+
+
+def set_settled(path: Path, precision: str) -> None:
+    """Put `settled` into a model file, atomically. All else in the file stays as it is.
+
+    Raises:
+        DataError: The file is no model, or cannot be written.
+    """
+    about, weights = _read(path)
+    _write(path, {**about, "settled": precision}, weights)
 
 
 def load(path: Path, references: Sequence[str] = (), overrides: Sequence[str] = ()) -> Checkpoint:
@@ -177,6 +191,7 @@ def load(path: Path, references: Sequence[str] = (), overrides: Sequence[str] = 
             priors=_priors(about, 1 + len(Labels(classes, about["ignore"]).values)),
             overridden=tuple(text.partition("=")[0].strip() for text in overrides),
             fitted=dict(about.get("fitted", {})),  # files of before there were any lack the key
+            settled=str(about.get("settled", "")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(path, f"not a readable model (its metadata: {error!r})") from error

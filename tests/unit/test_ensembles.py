@@ -204,3 +204,26 @@ def test_precision_is_settled_for_each_volume(
     monkeypatch.setattr(precision, "candidate", lambda _: "fp32")
     auto.members[0].network = Of(0).eval()  # type: ignore[assignment]
     assert auto.predict(files).made["precision"] == "fp32"
+
+
+def test_a_model_knows_what_it_has_tried(
+    model: Model, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medseg.inference import member, settle, window
+    from medseg.networks.checkpoint import load
+
+    path = model(**{"inference.precision": "auto", "inference.mode": "window"})
+    case = Case("a", tuple(map(Channel, files)))
+    for module in (member, settle):
+        monkeypatch.setattr(module, "candidate", lambda _: "bf16")
+    for verdict in ("fp32", "bf16"):
+        monkeypatch.setattr(window, "settled", lambda *_, verdict=verdict: verdict)
+        settle.settle(path, Predictor.load(path), [case, case])
+        assert load(path).settled == ("bf16" if verdict == "bf16" else "")
+    monkeypatch.setattr(window, "settled", lambda *_: pytest.fail("tried again"))
+    assert Predictor.load(path).predict(files).made["precision"] == "bf16"
+    exact = Predictor.load(path, overrides=["inference.precision=fp32"])
+    assert exact.predict(files).made["precision"] == "fp32"
+    monkeypatch.setattr(member, "candidate", lambda _: "fp16")  # on another device
+    monkeypatch.setattr(window, "settled", lambda *_: "fp32")
+    assert Predictor.load(path).predict(files).made["precision"] == "fp32"
