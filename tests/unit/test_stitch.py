@@ -111,6 +111,29 @@ def test_parts_hold_what_they_may() -> None:
     assert peaks[0] > peaks[1] > peaks[2]
 
 
+def test_parts_suit_all_that_are_asked_for_them_together() -> None:
+    """One network's layers lie across the columns of another, whose axes have other lengths."""
+    shape = (32, 26, 20)
+    one = a_pass(volume(*shape))
+    route = Route.identity(shape).resized((12, 52, 40))
+    other = a_pass(volume(12, 52, 40), route)
+
+    def peak(parts: list[list[Box]]) -> int:
+        return 4 * CLASSES * max(
+            sum(order.schedule(each.plan, each.route, part).peak for each in (one, other))
+            for part in parts
+        )  # fmt: skip
+
+    alone = one.parts(one.seen, 150_000)
+    assert len(alone) == 1
+    assert peak(alone) > 240_000
+    for first, second in ((one, other), (other, one)):
+        parts = first.parts(one.seen, 150_000, [second])
+        assert peak(parts) <= 150_000
+        assert sum(np.prod([s.stop - s.start for s in block]) for part in parts for block in part) \
+            == np.prod(shape)  # fmt: skip
+
+
 def test_a_longer_volume_needs_no_more_memory() -> None:
     peaks = []
     for length in (64, 256):
