@@ -48,7 +48,7 @@ def collect(passes: Sequence[Pass], whole: Prediction, wanted: Wanted, memory: i
         passes: Networks on their way to one grid.
         whole: The volume (image, affine, mask), whose labels are all 0.
         wanted: What else is to be kept.
-        memory: MiB for sums of windows.
+        memory: MiB for sums of windows, of all passes together.
 
     Raises:
         NonFiniteError: A network gave NaN or infinity.
@@ -64,7 +64,7 @@ def collect(passes: Sequence[Pass], whole: Prediction, wanted: Wanted, memory: i
     spool = wanted.spool((first.classes, i, j, k)) if wanted.spool else None
     doubt = None if wanted.uncertainty == "none" else np.zeros((i, j, k), dtype=np.float32)
     box = around([one.seen for one in passes])
-    parts = first.parts(box, memory * MIB // len(passes))
+    parts = first.parts(box, memory * MIB, others)
     made = {
         "precision": ", ".join(dict.fromkeys(one.run.precision for one in passes)),
         "windows": sum(len(one.plan.places) for one in passes),

@@ -17,6 +17,8 @@ from medseg.inference.plan import Plan
 from medseg.inference.schedule import Schedule, longest_first
 from medseg.transforms.route import Route
 
+Way = tuple[Plan, Route]
+
 BLOCK_BYTES = 8 << 20
 _MOST_PARTS, _TRIES = 16, 24  # along the shortest axis; divisions looked at
 
@@ -48,22 +50,40 @@ def schedule(plan: Plan, route: Route, blocks: Sequence[Box]) -> Schedule:
     return Schedule(plan, [in_room(plan, route, block) for block in blocks], halo)
 
 
-def parts(plan: Plan, route: Route, box: Box, classes: int, most: int) -> list[list[Box]]:
+def parts(ways: Sequence[Way], box: Box, classes: int, most: int) -> list[list[Box]]:
     """The blocks of a box of the input, in order, in as few parts as memory allows.
 
+    What suits one network may have another hold nearly all of its volume, so with several each is
+    tried as the one whose windows give the order.
+
     Args:
-        plan: The windows.
-        route: From the network's grid to the input's.
-        box: Of the input's grid; some of it in `seen`.
-        classes: Of the network.
-        most: Bytes that the sums of windows may take, if they can do with that.
+        ways: Of each network that is asked for the blocks: its windows, and its route to the
+            input's grid.
+        box: Of the input's grid; it holds what they all have seen.
+        classes: Of the networks.
+        most: Bytes that the sums of windows of all of them together may take, if they can do with
+            that.
 
     Returns:
         The blocks of each part; together they cover the box, each voxel once.
     """
+    found: list[tuple[bool, float, int, list[list[Box]]]] = []
+    for way in ways:
+        peak, blocks = _parts(way, ways, box, classes, most)
+        if len(blocks) == 1 and peak <= most:
+            return blocks
+        found.append((peak > most, len(blocks) if peak <= most else peak, len(found), blocks))
+    return min(found)[-1]
+
+
+def _parts(
+    way: Way, ways: Sequence[Way], box: Box, classes: int, most: int
+) -> tuple[float, list[list[Box]]]:
+    """The bytes that sums take at most, and the parts, in the order of one network."""
+    plan, route = way
     a, b, c = longest_first(plan.size)
     layers, strips = _grouped(plan, route, box, a), _grouped(plan, route, box, b)
-    known, third = seen(plan, route), box[route.reorient.axes[c]]
+    third = box[route.reorient.axes[c]]
 
     def divided(along: int, across: int) -> tuple[float, list[list[Box]]]:
         blocks = [
@@ -75,9 +95,7 @@ def parts(plan: Plan, route: Route, box: Box, classes: int, most: int) -> list[l
             for some in _shared_out(strips, along)
             for rows in _split(third, across)
         ]
-        inner = [[met for block in part if (met := meet(block, known))] for part in blocks]
-        peaks = (schedule(plan, route, part).peak for part in inner if part)
-        return 4 * classes * max(peaks), blocks
+        return 4 * classes * max(sum(_peak(*way, part) for way in ways) for part in blocks), blocks
 
     peak, best = divided(1, 1)
     counts = product(range(1, len(strips) + 1), range(1, _MOST_PARTS + 1))
@@ -89,7 +107,14 @@ def parts(plan: Plan, route: Route, box: Box, classes: int, most: int) -> list[l
             peak, best = found, blocks
         if peak <= most:
             break
-    return best
+    return peak, best
+
+
+def _peak(plan: Plan, route: Route, blocks: Sequence[Box]) -> int:
+    """The most voxels of cells that a network holds at once for some blocks."""
+    known = seen(plan, route)
+    inner = [met for block in blocks if (met := meet(block, known))]
+    return schedule(plan, route, inner).peak if inner else 0
 
 
 def _grouped(plan: Plan, route: Route, box: Box, axis: int) -> list[slice]:

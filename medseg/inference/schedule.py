@@ -26,16 +26,16 @@ class Cell:
     Args:
         box: In the room.
         windows: The numbers of those that cover some of it.
-        left: How many of them are still to come.
         last: The number of the last block that needs it.
         total: (classes, *box) float32: the weighted sum, in the end the logits.
+        is_finished: Whether it is the logits.
     """
 
     box: Box
     windows: list[int] = field(default_factory=list)
-    left: int = 0
     last: int = -1
     total: Tensor | None = None
+    is_finished: bool = False
 
     @property
     def voxels(self) -> int:

@@ -32,7 +32,8 @@ class Stitcher:
         self._run, self._classes, self._batch = run, classes, batch
         self._home = run.device  # where sums are kept
         self._weights: Tensor | None = None
-        self._pool = _Pool()
+        self._spare: dict[int, list[Tensor]] = {}  # memory of cells that are done, by its length
+        self._taken = self._most = 0  # values of cells, spare ones included; as many as may be
 
     @torch.inference_mode()
     def __call__(self, schedule: Schedule) -> Iterator[Tensor]:
@@ -43,8 +44,8 @@ class Stitcher:
             NonFiniteError: A logit is not finite.
         """
         for cell in {cell for step in schedule.steps for cell in step.cells}:
-            cell.left, cell.total = len(cell.windows), None
-        self._pool.begin(schedule.peak * self._classes)
+            cell.total, cell.is_finished = None, False
+        self._most = self._classes * schedule.peak
         queue = [number for step in schedule.steps for number in step.windows]
         done = due = 0
         for n, step in enumerate(schedule.steps):
@@ -57,10 +58,10 @@ class Stitcher:
                     for n_th, number in enumerate(some):
                         self._add(schedule, number, logits[n_th])
                 del logits  # not to be held while the next ones are made
-            yield _assembled(step, self._classes, self._home)
+            yield self._block(schedule, step)
             for cell in step.cells:
                 if cell.last == n:
-                    self._forget(cell)
+                    self._forget(cell, schedule.plan)
 
     def _attempt(self, schedule: Schedule, some: list[int]) -> Tensor | None:
         """The logits of some windows, with room for them; None: try again with less."""
@@ -71,31 +72,73 @@ class Stitcher:
                 self._make_room(schedule, number, window)
             return logits
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(some) == 1 and self._home.type == "cpu":
-                window = " x ".join(map(str, plan.window))
-                raise OutOfMemoryError(
-                    f"out of memory with one window of {window} voxels on {self._run.device}: set "
-                    f"inference.patch or inference.memory lower ({error})"
-                ) from error
+            self._check_memory(error, plan, can_retry=len(some) > 1)
         # Outside of `except`, whose error keeps the failed pass's tensors alive.
         if len(some) > 1:
             self._batch = len(some) // 2
+            free_memory(self._run.device)
         else:
-            self._home = torch.device("cpu")
-            self._pool.drop()
-            for cells in schedule.of_window:
-                for cell in cells:
-                    cell.total = None if cell.total is None else cell.total.cpu()
-        free_memory(self._run.device)
+            self._move_to_host(schedule)
         return None
 
+    def _block(self, schedule: Schedule, step: Step) -> Tensor:
+        """The logits of a block, all of whose windows have been added."""
+        try:
+            for cell in step.cells:
+                self._finish(cell, schedule.plan)
+            return _assembled(step, self._classes, self._home)
+        except (MemoryError, RuntimeError) as error:
+            self._check_memory(error, schedule.plan)
+        self._move_to_host(schedule)
+        return self._block(schedule, step)
+
+    def _check_memory(self, error: Exception, plan: Plan, *, can_retry: bool = False) -> None:
+        """Raise an error again unless less memory will do.
+
+        Raises:
+            OutOfMemoryError: It will not.
+        """
+        if not is_out_of_memory(error):
+            raise error
+        if not can_retry and self._home.type == "cpu":
+            window = " x ".join(map(str, plan.window))
+            raise OutOfMemoryError(
+                f"out of memory with one window of {window} voxels on {self._run.device}: set "
+                f"inference.patch or inference.memory lower ({error})"
+            ) from error
+
+    def _move_to_host(self, schedule: Schedule) -> None:
+        self._home = torch.device("cpu")
+        self._spare.clear()
+        cells = {cell for cells in schedule.of_window for cell in cells if cell.total is not None}
+        for cell in cells:
+            cell.total = None if cell.total is None else cell.total.cpu()
+        self._taken = self._classes * sum(cell.voxels for cell in cells)
+        free_memory(self._run.device)
+
     def _make_room(self, schedule: Schedule, number: int, logits: Tensor) -> None:
+        if len(schedule.plan.places) == 1:
+            return  # its logits are the sum
+        self._weight(schedule.plan)
         for cell in schedule.of_window[number]:
-            if cell.total is None and len(schedule.plan.places) > 1:
-                memory = self._pool.take(cell.voxels * len(logits))
+            if cell.total is None:
+                memory = self._reused(cell.voxels * self._classes)
                 cell.total = _zeros(cell.box, logits, memory)
+                self._taken += 0 if memory is not None else cell.total.numel()
+
+    def _reused(self, values: int) -> Tensor | None:
+        """Memory to spare of just this length; None: there is none, and room for it is made.
+
+        Cells come in several sizes. What is kept of those that are done would add up, so only as
+        much is as the schedule needs at its fullest anyway.
+        """
+        if self._spare.get(values):
+            return self._spare[values].pop()
+        for length, memories in self._spare.items():
+            while memories and self._taken + values > self._most:
+                memories.pop()
+                self._taken -= length
+        return None
 
     def _add(self, schedule: Schedule, number: int, logits: Tensor) -> None:
         """Add a window to its cells: in place, so that it cannot fail halfway."""
@@ -108,61 +151,33 @@ class Stitcher:
                 continue
             assert cell.total is not None
             cell.total[(slice(None), *here)].addcmul_(part, self._weight(plan)[there])
-            cell.left -= 1
-            if not cell.left:
-                self._finish(cell, plan)
 
     def _finish(self, cell: Cell, plan: Plan) -> None:
-        """Divide by the weights; where no window came it is background."""
-        assert cell.total is not None
+        """Divide by the weights, once; where no window came it is background.
+
+        What may fail for want of memory comes before anything that must not be done twice.
+        """
+        if cell.total is None or cell.is_finished or len(plan.places) == 1:
+            return
         weights = torch.zeros(cell.total.shape[1:], device=self._home)
         for number in cell.windows:
             here, there = _shared(cell.box, plan.places[number], plan.window)
             weights[here] += self._weight(plan)[there]
-        cell.total.div_(weights.clamp_min(torch.finfo(weights.dtype).tiny))
         if float(weights.min()) == 0:
             cell.total[1:, weights == 0] = -torch.inf
+        cell.total.div_(weights.clamp_min_(torch.finfo(weights.dtype).tiny))
+        cell.is_finished = True
 
-    def _forget(self, cell: Cell) -> None:
-        if cell.total is not None and cell.left == 0 and len(cell.windows) > 1:
-            self._pool.give(cell.total.as_strided((cell.total.numel(),), (1,)))
+    def _forget(self, cell: Cell, plan: Plan) -> None:
+        if cell.total is not None and len(plan.places) > 1:
+            memory = cell.total.as_strided((cell.total.numel(),), (1,))
+            self._spare.setdefault(len(memory), []).append(memory)
         cell.total = None
 
     def _weight(self, plan: Plan) -> Tensor:
         if self._weights is None or self._weights.device != self._home:
             self._weights = plan.weight.to(self._home)
         return self._weights
-
-
-class _Pool:
-    """Memory of cells that are done, for those to come: at hand, and not in pieces of the heap."""
-
-    def __init__(self) -> None:
-        self._spare: list[Tensor] = []
-        self._used = self._most = 0
-
-    def begin(self, most: int) -> None:
-        """Begin a schedule that holds up to so many values at once."""
-        self._used, self._most = 0, most
-
-    def take(self, length: int) -> Tensor | None:
-        """Memory of a length; None: there is none at hand, and what is in the way is dropped."""
-        self._used += length
-        fitting = next((n for n, spare in enumerate(self._spare) if len(spare) == length), None)
-        if fitting is not None:
-            return self._spare.pop(fitting)
-        while self._spare and self._used + sum(map(len, self._spare)) > self._most:
-            self._spare.pop(0)
-        return None
-
-    def give(self, memory: Tensor) -> None:
-        """Give back what was taken, or made because there was none."""
-        self._used -= len(memory)
-        self._spare.append(memory)
-
-    def drop(self) -> None:
-        """Drop all."""
-        self._spare.clear()
 
 
 def _zeros(box: Box, like: Tensor, memory: Tensor | None = None) -> Tensor:

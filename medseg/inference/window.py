@@ -136,14 +136,16 @@ class Pass:
         """The box of the input outside of which all is background."""
         return order.seen(self.plan, self.route)
 
-    def parts(self, box: Box, memory: int) -> list[list[Box]]:
-        """The blocks of a box in `seen`: see `order.parts`.
+    def parts(self, box: Box, memory: int, beside: Sequence[Pass] = ()) -> list[list[Box]]:
+        """The blocks of a box that holds `seen`: see `order.parts`.
 
         Args:
             box: Of the input's grid.
             memory: Bytes for the sums of windows.
+            beside: Other passes that will be asked for the same blocks at the same time.
         """
-        return order.parts(self.plan, self.route, box, self.classes, memory)
+        ways = [(one.plan, one.route) for one in (self, *beside)]
+        return order.parts(ways, box, self.classes, memory)
 
     @torch.inference_mode()
     def scores(self, blocks: Sequence[Box]) -> Iterator[Tensor]:

@@ -111,6 +111,29 @@ def test_parts_hold_what_they_may() -> None:
     assert peaks[0] > peaks[1] > peaks[2]
 
 
+def test_parts_suit_all_that_are_asked_for_them_together() -> None:
+    """One network's layers lie across the columns of another, whose axes have other lengths."""
+    shape = (32, 26, 20)
+    one = a_pass(volume(*shape))
+    route = Route.identity(shape).resized((12, 52, 40))
+    other = a_pass(volume(12, 52, 40), route)
+
+    def peak(parts: list[list[Box]]) -> int:
+        return 4 * CLASSES * max(
+            sum(order.schedule(each.plan, each.route, part).peak for each in (one, other))
+            for part in parts
+        )  # fmt: skip
+
+    alone = one.parts(one.seen, 150_000)
+    assert len(alone) == 1
+    assert peak(alone) > 240_000
+    for first, second in ((one, other), (other, one)):
+        parts = first.parts(one.seen, 150_000, [second])
+        assert peak(parts) <= 150_000
+        assert sum(np.prod([s.stop - s.start for s in block]) for part in parts for block in part) \
+            == np.prod(shape)  # fmt: skip
+
+
 def test_a_longer_volume_needs_no_more_memory() -> None:
     peaks = []
     for length in (64, 256):
@@ -275,13 +298,56 @@ def test_sums_run_out_of_memory_at_any_time(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(stitch, "_zeros", count)
     fails = 0
     predict_volume(Net().eval(), *given, classes=CLASSES)
-    for n in range(1, calls[0] + 1, 3):
+    for n in range(1, calls[0] + 1):
         calls[0], fails = 0, n
         try:
             found = predict_volume(Net().eval(), *given, classes=CLASSES)
         except OutOfMemoryError:  # of a window on its own
             continue
         torch.testing.assert_close(found, expected)
+
+
+def test_a_block_finds_no_room_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever that is: its sums go on from where they are on the host, divided once."""
+    from medseg.inference import stitch
+
+    one = a_pass(volume(24, 9, 16))
+    (part,) = one.parts(one.seen, 1 << 30)
+    expected = [found.clone() for found in one._logits(part)]
+    finish, assemble, calls = stitch.Stitcher._finish, stitch._assembled, [0]
+
+    def limited(work: Any, *given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == fails:
+            stitcher._home = torch.device("cuda")  # as if all this were there
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(*given)
+
+    monkeypatch.setattr(stitch.Stitcher, "_finish", lambda *given: limited(finish, *given))
+    monkeypatch.setattr(stitch, "_assembled", lambda *given: limited(assemble, *given))
+    for fails in (1, 2, 5, 9, 20):
+        calls[0], stitcher = 0, stitch.Stitcher(one.run, CLASSES, 1)
+        found = stitcher(order.schedule(one.plan, one.route, part))
+        for block, logits in zip(found, expected, strict=True):
+            assert torch.equal(block, logits)
+        assert calls[0] > fails
+        assert stitcher._home == torch.device("cpu")
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 60_000])
+@pytest.mark.parametrize("overlap", [0.3, 0.5])
+def test_memory_that_is_kept_for_cells_to_come_is_bounded(memory: int, overlap: float) -> None:
+    """Windows of a volume that they do not divide make cells of many sizes."""
+    one = a_pass(volume(45, 13, 27), overlap=overlap)
+    for part in one.parts(one.seen, memory):
+        schedule = order.schedule(one.plan, one.route, part)
+        cells = {cell for some in schedule.of_window for cell in some}
+        for _ in one._stitcher(schedule):
+            sums = [cell.total for cell in cells if cell.total is not None]
+            spare = [some for kept in one._stitcher._spare.values() for some in kept]
+            held = sum(tensor.numel() for tensor in sums + spare)
+            assert held <= CLASSES * schedule.peak
+            assert held == one._stitcher._taken
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
