@@ -144,7 +144,10 @@ def inputs_of(case: Case, predictor: Predictor) -> dict[str, Any]:
 def found(predictor: Predictor, prediction: Prediction, reference: Image) -> dict[str, Any]:
     """Shape, voxel size, the volume of each class in mL, and how it was computed."""
     labels, voxel = predictor.labels, prediction.voxel_mm3 / 1000
-    counts = np.bincount(prediction.labels.ravel(), minlength=len(labels.values) + 1)
+    most = len(labels.values) + 1
+    # Layer by layer: numpy makes 8 bytes of each label.
+    layers = [np.bincount(layer.ravel(), minlength=most) for layer in prediction.labels]
+    counts = np.sum(layers, axis=0)
     index = {value: n + 1 for n, value in enumerate(labels.values)}
     millilitres = {
         name: round(sum(int(counts[index[value]]) for value in values) * voxel, 6)
