@@ -120,7 +120,8 @@ def provenance(predictor: Predictor, models: Sequence[Path]) -> dict[str, Any]:
 def _decisive(config: Config) -> dict[str, Any]:
     """The settings of one model that its masks depend on."""
     parts = config.model_dump(mode="json", include={"preprocess", "model", "inference"})
-    del parts["inference"]["memory"]
+    for key in ("memory", "batch"):  # how it is computed, not what
+        del parts["inference"][key]
     parts["data"] = config.data.model_dump(mode="json", include={"reference", "grids"})
     parts["window"] = config.inference.patch or config.train.patch
     parts["plugins"] = plugins.fingerprint(config.plugins)
