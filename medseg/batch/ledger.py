@@ -67,8 +67,8 @@ class Ledger:
                     f"{self.path}: {_who(self.path)} does this already; wait for it, or give each "
                     "process a shard of its own (--shard K/N)"
                 )
-            self._refuse_others()
             self._write({"event": _START, **self._about, "time": now(), **_here()})
+            self._refuse_others()  # who may look for what was just written
         except BaseException:
             os.close(self._file)
             raise
@@ -116,21 +116,46 @@ class Ledger:
 
         The own ledger is locked by now, so of two that begin at once one at least sees the other.
         """
+        outdated = []
         for path, shard in ledgers(self._folder):
-            if path == self.path or not _is_locked(path):
+            if path == self.path:
                 continue
-            other = _last(path, _START)
+            if not _is_locked(path):
+                if shard.of == self._shard.of and not self._is_of_same(_last(path, _START)):
+                    outdated.append(str(shard))
+                continue
             if shard.of != self._shard.of:
                 raise MedsegError(
                     f"{path}: {_who(path)} does shard {shard} of these cases now; a shard "
                     f"{self._shard} beside it would do some twice: give the same N to all, or wait"
                 )
-            if other.get("ids") != self._about["ids"]:
+            other = self._begun(path)
+            if not self._is_of_same(other):
                 raise MedsegError(
                     f"{path}: {_who(path)} does shard {shard} of {other.get('cases')} cases, and "
                     f"here are {self._about['cases']}, or others: all shards must find the same "
                     "inputs"
                 )
+        if outdated:
+            warnings.warn(
+                f"{self._folder}: shard {', '.join(outdated)} had other inputs when it ran last "
+                "than are here now, and cases are counted off: run it again, or some are left out",
+                stacklevel=4,
+            )
+
+    def _begun(self, path: Path) -> dict[str, Any]:
+        """What a process wrote when it began: it has the lock for a moment before it does."""
+        other = _last(path, _START)
+        for _ in range(_ATTEMPTS):
+            if self._is_of_same(other):
+                break
+            time.sleep(_PAUSE)
+            other = _last(path, _START)
+        return other
+
+    def _is_of_same(self, start: dict[str, Any]) -> bool:
+        """Whether a run that began so has the same cases."""
+        return bool(start.get("ids") == self._about["ids"])
 
 
 def ledgers(folder: Path) -> list[tuple[Path, Shard]]:

@@ -120,7 +120,8 @@ def provenance(predictor: Predictor, models: Sequence[Path]) -> dict[str, Any]:
 def _decisive(config: Config) -> dict[str, Any]:
     """The settings of one model that its masks depend on."""
     parts = config.model_dump(mode="json", include={"preprocess", "model", "inference"})
-    del parts["inference"]["memory"]
+    for key in ("memory", "batch"):  # how it is computed, not what
+        del parts["inference"][key]
     parts["data"] = config.data.model_dump(mode="json", include={"reference", "grids"})
     parts["window"] = config.inference.patch or config.train.patch
     parts["plugins"] = plugins.fingerprint(config.plugins)
@@ -144,7 +145,10 @@ def inputs_of(case: Case, predictor: Predictor) -> dict[str, Any]:
 def found(predictor: Predictor, prediction: Prediction, reference: Image) -> dict[str, Any]:
     """Shape, voxel size, the volume of each class in mL, and how it was computed."""
     labels, voxel = predictor.labels, prediction.voxel_mm3 / 1000
-    counts = np.bincount(prediction.labels.ravel(), minlength=len(labels.values) + 1)
+    most = len(labels.values) + 1
+    # Layer by layer: numpy makes 8 bytes of each label.
+    layers = [np.bincount(layer.ravel(), minlength=most) for layer in prediction.labels]
+    counts = np.sum(layers, axis=0)
     index = {value: n + 1 for n, value in enumerate(labels.values)}
     millilitres = {
         name: round(sum(int(counts[index[value]]) for value in values) * voxel, 6)

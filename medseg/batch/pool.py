@@ -176,6 +176,8 @@ class _Crew:
             case "stopped":
                 raise Stopped(value)
             case "broken":
+                if self._was_ready:  # what others have done stays done, and they go on
+                    return self._bury(hand, value)
                 raise MedsegError(value)
         return None
 

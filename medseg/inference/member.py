@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,6 +62,16 @@ class Member:
         """Bring a case to the network's grid, once for each of `inference.scales`."""
         return [self._preprocess(case, scale) for scale in self.config.inference.scales or (1.0,)]
 
+    def prepares_like(self, other: Member) -> bool:
+        """Whether it brings cases to the same grids, with the same values, as another."""
+        mine, its = self.config, other.config
+        return (
+            (mine.preprocess, mine.inference.scales, mine.plugins)
+            == (its.preprocess, its.inference.scales, its.plugins)
+            and self.checkpoint.spacing == other.checkpoint.spacing
+            and self.checkpoint.fitted == other.checkpoint.fitted
+        )
+
     def over(self, prepared: Prepared) -> Pass:
         """The network over a case that has been prepared."""
         settings = self.config.numbered.inference
@@ -77,6 +88,15 @@ class Member:
             settings.model_copy(update=changes), self.divisor, self.classes,
             route=prepared.route, roi=roi, region=region, offsets=self._offsets,
         )  # fmt: skip
+
+
+def prepare(members: Sequence[Member], case: LoadedCase) -> tuple[tuple[Prepared, ...], ...]:
+    """Bring a case to the grids of several: once, and held once, for those that prepare alike."""
+    done: list[tuple[Prepared, ...]] = []
+    for n, member in enumerate(members):
+        twin = next(m for m, other in enumerate(members) if member.prepares_like(other))
+        done.append(done[twin] if twin < n else tuple(member.prepare(case)))
+    return tuple(done)
 
 
 def _offsets(checkpoint: Checkpoint) -> Tensor | None:

@@ -67,13 +67,13 @@ def parts(ways: Sequence[Way], box: Box, classes: int, most: int) -> list[list[B
     Returns:
         The blocks of each part; together they cover the box, each voxel once.
     """
-    found: list[tuple[bool, float, int, list[list[Box]]]] = []
+    found: list[tuple[float, list[list[Box]]]] = []
     for way in ways:
         peak, blocks = _parts(way, ways, box, classes, most)
         if len(blocks) == 1 and peak <= most:
             return blocks
-        found.append((peak > most, len(blocks) if peak <= most else peak, len(found), blocks))
-    return min(found)[-1]
+        found.append((peak, blocks))
+    return min(found, key=lambda pair: (max(pair[0], most), len(pair[1])))[1]
 
 
 def _parts(

@@ -18,7 +18,7 @@ from medseg.config.schema import Config
 from medseg.errors import ConfigError, DataError
 from medseg.inference.collect import Wanted, collect
 from medseg.inference.inputs import in_memory, needs_mask, with_region
-from medseg.inference.member import Member, allowing, knows_missing
+from medseg.inference.member import Member, allowing, knows_missing, prepare
 from medseg.inference.spool import Spool
 from medseg.inference.steps import Crf, steps
 from medseg.networks.checkpoint import Checkpoint, load
@@ -179,7 +179,7 @@ class Predictor:
                 "training (a folder named so, a .csv with a column for it, or mask= in Python), or "
                 "preprocess.mask=otsu_plus or another rule to have it computed",
             )
-        return Ready(case, tuple(tuple(member.prepare(case)) for member in self.members))
+        return Ready(case, prepare(self.members, case))
 
     def run(
         self, ready: Ready, *, probabilities: bool = False, spool: Path | None = None

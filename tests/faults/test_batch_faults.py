@@ -252,7 +252,8 @@ def test_other_settings_predict_all_again(
     (few / "c_0001.nii.gz").unlink()
     predict(network, few, output)
     assert predict(network, few, output, override) == ("ab", "", "")
-    assert predict(network, few, output, override, "evaluation.tolerance_mm=2") == ("", "ab", "")
+    same = ("evaluation.tolerance_mm=2", "inference.memory=512", "inference.batch=2")
+    assert predict(network, few, output, override, *same) == ("", "ab", "")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,23 @@ def test_a_model_that_cannot_be_loaded_is_an_error_of_the_run(lab: Any) -> None:
     job = replace(lab.job(), models=(lab.folder / "none.safetensors",))
     with pytest.raises(MedsegError, match=r"none\.safetensors"):
         run(job, lab.cases(3), 1)
+
+
+def test_a_model_that_vanishes_in_mid_run_stops_it_and_takes_nothing_back(lab: Any) -> None:
+    """Whoever replaces a worker that was killed cannot start: a run that stopped, no wrong one."""
+    model = lab.folder / "mine.safetensors"
+    shutil.copy(lab.job().models[0], model)
+    entries, job = {}, replace(lab.job(), models=(model,))
+    with (
+        pytest.warns(UserWarning, match=r"given up.*mine\.safetensors"),
+        pytest.raises(Stopped, match=r"no worker is left: .*mine\.safetensors"),
+        closing(engine(job, 1)(lab.cases(3))) as work,
+    ):
+        for entry in work:
+            entries[entry.id] = entry
+            model.unlink(missing_ok=True)
+            os.kill(int(entry.worker.rsplit("-", 1)[1]), signal.SIGKILL)
+    assert states(entries) == {"a": "done"}
 
 
 def test_workers_that_die_as_they_start_are_not_started_for_ever(lab: Any) -> None:

@@ -71,6 +71,19 @@ def test_an_ensemble_in_little_memory_is_the_same(models: list[Path], files: lis
     np.testing.assert_allclose(shares(divided), shares(windows), atol=2e-6)
 
 
+def test_a_case_is_prepared_once_for_members_that_prepare_alike(
+    models: list[Path], model: Model, files: list[Path]
+) -> None:
+    twin = model(seed=11, **WINDOWS)
+    predictor = Predictor.load([models[0], models[1], twin, models[2]])
+    one, other, two, cropped = predictor.prepare(loaded(predictor, files)).prepared
+    assert one is two
+    assert len({id(prepared) for (prepared,) in (one, other, cropped)}) == 3
+    scaled = Predictor.load([models[0], twin])
+    scaled.members[1].config.inference.__dict__["scales"] = (0.5,)
+    assert not scaled.members[0].prepares_like(scaled.members[1])
+
+
 def test_members_must_have_the_same_channels_and_classes(models: list[Path], model: Model) -> None:
     data = {"layout": "nnunet", "split": {"folds": 3}, "classes": {"spot": 1}}
     with pytest.raises((DataError, ConfigError), match=r"no ensemble can be made|classes"):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from medseg.batch import outputs
 from medseg.batch.job import Entry, Job, Stopped, Worker
 from medseg.errors import DataError, MedsegError
 from medseg.inference.predictor import Predictor
-from medseg.volumes.dataset import Case, Channel
+from medseg.postprocess.prediction import Prediction
+from medseg.volumes.dataset import Case, Channel, Labels
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +121,17 @@ def test_bytes_of_a_name_that_are_no_text_are_escaped(job: Job, heads: Path) -> 
     assert all("f\\xff" in name for name in entry.inputs)
     gone = Case("b", (Channel(folder / "none.nii.gz"), given.channels[1]))
     worker(gone).reason.encode()
+
+
+def test_volumes_are_counted_in_little_memory() -> None:
+    labels = np.zeros((64, 100, 90), np.uint8)
+    labels[:, :10], labels[3, 20:30] = 1, 2
+    prediction = Prediction(labels, np.zeros((1, *labels.shape), np.float32), np.diag([2, 5, 1, 1]))
+    predictor = SimpleNamespace(labels=Labels({"all": (4, 7), "core": (7,)}))
+    reference = SimpleNamespace(shape=labels.shape, spacing=prediction.spacing)
+    tracemalloc.start()
+    found = outputs.found(predictor, prediction, reference)  # type: ignore[arg-type]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found["volume_ml"] == {"all": 0.01 * (64 * 10 + 10) * 90, "core": 0.01 * 10 * 90}
+    assert peak < labels.size / 2

@@ -216,6 +216,44 @@ def test_shards_of_the_same_cases_run_together(tmp_path: Path) -> None:
         ledger.append(entry("b", "done"))
 
 
+@pytest.mark.parametrize("before", [[], [*CASES, Case("gone", ())]])
+def test_shards_that_begin_at_once_wait_for_each_others_word(
+    before: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the lock of another and its word lies a moment; what is there is of an older run."""
+    import fcntl
+
+    path, mine = tmp_path / "ledger-1of2.jsonl", tmp_path / "ledger-2of2.jsonl"
+
+    def start(cases: list[Case]) -> None:
+        about = Ledger(tmp_path, Shard(1, 2), cases)._about
+        with path.open("a") as file:
+            file.write(json.dumps({"event": "start", **about}) + "\n")
+
+    def meanwhile(_: float) -> None:
+        assert '"start"' in mine.read_text()  # the other waits for it likewise
+        start(CASES)
+
+    if before:
+        start(before)
+    monkeypatch.setattr(module.time, "sleep", meanwhile)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with Ledger(tmp_path, Shard(2, 2), CASES):
+            pass
+
+
+def test_shards_that_counted_other_cases_off_are_told_of(tmp_path: Path) -> None:
+    late = [Case("b2", ()), *CASES]
+    for number in (1, 3):
+        with Ledger(tmp_path, Shard(number, 3), CASES):
+            pass
+    with pytest.warns(UserWarning, match=r"shard 1/3, 3/3 had other inputs.*run it again"):
+        Ledger(tmp_path, Shard(2, 3), late).__enter__().__exit__(None, None, None)
+    with Ledger(tmp_path, Shard(1, 4), late):
+        pass  # other parts
+
+
 def test_a_look_at_the_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another shard that looks whether this one runs is not taken for one that does the same."""
     import fcntl
