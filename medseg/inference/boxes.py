@@ -77,10 +77,20 @@ def tiled(part: slice, step: int) -> slice:
     return slice(part.start, part.start + -(-(part.stop - part.start) // step) * step)
 
 
-def starts(n: int, length: int, overlap: float) -> list[int]:
-    """Where windows begin along an axis: evenly spaced, the last moved back to end with it."""
+def starts(n: int, length: int, overlap: float, slack: float = 0.0) -> list[int]:
+    """Where windows begin along an axis: evenly spaced, the last moved back to end with it.
+
+    Args:
+        n: Voxels of the axis.
+        length: Of a window.
+        overlap: Of neighbouring windows, as a share of their length.
+        slack: How much less overlap may be, where that saves a window; all are then evenly spaced.
+    """
     step = max(int(length * (1 - overlap)), 1)
     last = n - length
+    fewer = -(-last // step) - 1
+    if fewer > 0 and last / fewer <= length * min(1 - overlap + slack, 1):
+        return [round(last * window / fewer) for window in range(fewer + 1)]
     return [min(start, last) for start in range(0, max(last, 0) + step, step)]
 
 

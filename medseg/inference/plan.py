@@ -17,6 +17,7 @@ from medseg.networks.blocks import ZERO
 
 # Gaussian weights (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z): deviation in windows.
 _SIGMA, _LEAST_WEIGHT = 1 / 8, 1e-3
+_SLACK = 0.05  # less overlap than asked for, where that saves a row of windows
 _SPARSE = slice(None, None, 8)  # a glance at a window; one that varies is hardly ever missed by it
 
 
@@ -112,7 +113,10 @@ def plan(
     whole = Plan(image, box, room, window, margin, (ZERO,))
     if is_whole:
         return whole
-    a, b, c = (starts(n, w, settings.overlap) for n, w in zip(whole.size, window, strict=True))
+    slack = 0.0 if roi is None else _SLACK  # without a region the windows are MONAI's
+    a, b, c = (
+        starts(n, w, settings.overlap, slack) for n, w in zip(whole.size, window, strict=True)
+    )
     inside = None if roi is None else cut(roi[None].float(), room, ZERO)[0] > 0
     places: list[Triple] = [place for place in product(a, b, c) if _holds(inside, place, window)]
     if settings.skip_constant:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medseg.config.schema import Inference
 from medseg.inference import order
-from medseg.inference.boxes import Box, within
+from medseg.inference.boxes import Box, starts, within
 from medseg.inference.runner import OutOfMemoryError, Runner
 from medseg.inference.window import Pass, predict_labels, predict_volume
 from medseg.transforms.route import Route, Taps
@@ -393,3 +393,17 @@ def test_all_combinations_of_flips() -> None:
     flips = Runner(Net(), settings(flip=(0, 2)), torch.device("cpu"))._flips
     assert sorted(flips) == [[], [2], [2, 4], [4]]
     assert len({*product((0, 1), repeat=2)}) == len(flips)
+
+
+def test_a_window_that_brings_hardly_any_overlap_is_saved() -> None:
+    assert starts(146, 96, 0.5) == [0, 48, 50]
+    assert starts(146, 96, 0.5, 0.05) == [0, 50]
+    assert starts(161, 96, 0.5, 0.05) == [0, 48, 65]  # the overlap would be a third
+    assert starts(240, 96, 0.5, 0.05) == starts(240, 96, 0.5) == [0, 48, 96, 144]
+    assert starts(195, 96, 0.5, 0.05) == [0, 50, 99]  # evenly spaced
+    for n, length, overlap in product(range(1, 60), (4, 7, 12), (0.0, 0.3, 0.5, 0.9)):
+        if n >= length:
+            found = starts(n, length, overlap, 0.05)
+            assert found[0] == 0 and found[-1] == n - length
+            assert all(0 < b - a <= length for a, b in pairwise(found))
+            assert len(found) <= len(starts(n, length, overlap))
