@@ -234,6 +234,7 @@ def out_of_memory(kind: str) -> BaseException:
         "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
         "allocator": RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't "
                                   "allocate memory: you tried to allocate 9 bytes."),
+        "library": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     }[kind]  # fmt: skip
 
 
@@ -251,7 +252,7 @@ def counted(net: Net, fails: Any, kind: str) -> Net:
     return net
 
 
-@pytest.mark.parametrize("kind", ["host", "torch", "allocator"])
+@pytest.mark.parametrize("kind", ["host", "torch", "allocator", "library"])
 @pytest.mark.parametrize("overlap", [0.0, 0.5])
 def test_memory_that_runs_out_at_any_window_costs_a_smaller_batch(
     kind: str, overlap: float
