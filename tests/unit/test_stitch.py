@@ -351,6 +351,20 @@ def test_memory_that_is_kept_for_cells_to_come_is_bounded(memory: int, overlap: 
             assert held == one._stitcher._taken
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_trial_of_precision_that_finds_no_memory_costs_no_case(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medseg.inference import precision
+
+    monkeypatch.setattr(precision, "candidate", lambda _: "bf16")
+    image = volume(30, 8, 16)
+    given = (image, settings(precision="auto"), PATCH, (1, 1, 1))
+    net = counted(Net().eval(), lambda call, _: call == n, "torch")
+    expected = predict_volume(Net().eval(), image, settings(), *given[2:], classes=CLASSES)
+    assert torch.equal(predict_volume(net, *given, classes=CLASSES), expected)
+
+
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_one_window_that_does_not_fit_fails_the_case(n: int) -> None:
     net = counted(Net().eval(), lambda call, _: call >= n, "torch")
