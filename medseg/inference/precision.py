@@ -29,7 +29,7 @@ def settled(
     Args:
         network: In eval mode.
         plan: The volume's windows.
-        settings: Flips count; `precision` does not.
+        settings: What flips and `precision` say does not count.
         divisor: What a window's size must be divisible by, per axis.
         device: Where the network runs.
     """
