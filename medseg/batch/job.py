@@ -185,7 +185,7 @@ class Worker:
                 self._output.check()  # writing would make a folder anew that has gone
                 self._write_volume(path, volume, task.loaded.reference, prediction)
                 written[path.relative_to(output).as_posix()] = sha256(path)
-        if outputs.sidecar(output, case).exists():  # of an earlier run: its other volumes are stale
+        if outputs.is_ours(outputs.sidecar(output, case)):  # its other volumes are stale
             for file in outputs.volumes(output, case):
                 if file.relative_to(output).as_posix() not in written:
                     file.unlink(missing_ok=True)

@@ -191,10 +191,24 @@ def discard(output: Path, case: str, written: Sequence[str] = ()) -> None:
     """
     record = sidecar(output, case)
     stale = [output / name for name in written]
-    if record.exists():
+    if is_ours(record):
         stale += [*volumes(output, case), record]
     for file in stale:
         file.unlink(missing_ok=True)
+
+
+def is_ours(record: Path) -> bool:
+    """Whether a record is there and says that medseg wrote it; one that is damaged cannot say.
+
+    Others, too, put a JSON file beside a volume: BIDS and dcm2niix do.
+    """
+    if not record.exists():
+        return False
+    try:
+        known = read_json(record)
+    except DataError:
+        return True
+    return isinstance(known, dict) and "medseg" in known
 
 
 def check_names(output: Path, case: str, *, most: int | None = None) -> None:

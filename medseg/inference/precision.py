@@ -9,7 +9,7 @@ from torch import nn
 
 from medseg.config.schema import Inference
 from medseg.inference.plan import Plan
-from medseg.inference.runner import NonFiniteError, Runner
+from medseg.inference.runner import NonFiniteError, Runner, is_out_of_memory
 
 ENOUGH = 0.998  # of the trial's voxels must get the same label; where all is border, few do not
 
@@ -29,7 +29,7 @@ def settled(
     Args:
         network: In eval mode.
         plan: The volume's windows.
-        settings: Flips count; `precision` does not.
+        settings: What flips and `precision` say does not count.
         divisor: What a window's size must be divisible by, per axis.
         device: Where the network runs.
     """
@@ -44,6 +44,10 @@ def settled(
             labels.append(Runner(network, chosen, device)(trial, trial.places).argmax(1))
         except NonFiniteError:
             return "fp32"  # which will tell, or do better
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return "fp32"  # likewise, with smaller batches
     same = float((labels[0] == labels[1]).double().mean())
     return lower if same >= ENOUGH else "fp32"
 

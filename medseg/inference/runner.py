@@ -16,7 +16,10 @@ from medseg.inference.plan import Plan
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CPU_VOXELS, _GPU_VOXELS, _MOST_WINDOWS = 200_000, 2_000_000, 8  # of a pass
-_SAID = ("out of memory", "can't allocate memory", "not enough memory")  # by torch's RuntimeErrors
+_SAID = (  # by torch's RuntimeErrors
+    *("out of memory", "can't allocate memory", "not enough memory", "bad_alloc"),
+    *("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"),
+)
 
 
 class NonFiniteError(MedsegError):

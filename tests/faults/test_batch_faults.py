@@ -327,6 +327,10 @@ def test_what_others_left_under_the_name_is_kept_when_a_case_fails(
     truncate(few / "b_0000.nii.gz")
     assert predict(network, few, output) == ("ac", "", "b")
     assert (output / "b.nii.gz").read_text() == "mine"
+    (output / "b.json").write_text('{"Modality": "MR"}')  # as BIDS has it beside a volume
+    assert predict(network, few, output) == ("", "ac", "b")
+    assert (output / "b.nii.gz").read_text() == "mine"
+    assert json.loads((output / "b.json").read_text()) == {"Modality": "MR"}
 
 
 def test_an_input_is_never_overwritten(network: Path, few: Path, cli: Cli) -> None:

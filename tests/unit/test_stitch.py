@@ -234,6 +234,7 @@ def out_of_memory(kind: str) -> BaseException:
         "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
         "allocator": RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't "
                                   "allocate memory: you tried to allocate 9 bytes."),
+        "library": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     }[kind]  # fmt: skip
 
 
@@ -251,7 +252,7 @@ def counted(net: Net, fails: Any, kind: str) -> Net:
     return net
 
 
-@pytest.mark.parametrize("kind", ["host", "torch", "allocator"])
+@pytest.mark.parametrize("kind", ["host", "torch", "allocator", "library"])
 @pytest.mark.parametrize("overlap", [0.0, 0.5])
 def test_memory_that_runs_out_at_any_window_costs_a_smaller_batch(
     kind: str, overlap: float
@@ -348,6 +349,20 @@ def test_memory_that_is_kept_for_cells_to_come_is_bounded(memory: int, overlap: 
             held = sum(tensor.numel() for tensor in sums + spare)
             assert held <= CLASSES * schedule.peak
             assert held == one._stitcher._taken
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_trial_of_precision_that_finds_no_memory_costs_no_case(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medseg.inference import precision
+
+    monkeypatch.setattr(precision, "candidate", lambda _: "bf16")
+    image = volume(30, 8, 16)
+    given = (image, settings(precision="auto"), PATCH, (1, 1, 1))
+    net = counted(Net().eval(), lambda call, _: call == n, "torch")
+    expected = predict_volume(Net().eval(), image, settings(), *given[2:], classes=CLASSES)
+    assert torch.equal(predict_volume(net, *given, classes=CLASSES), expected)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
