@@ -11,7 +11,8 @@ from torch import Tensor
 
 from medseg.inference.boxes import Box, around
 from medseg.inference.spool import Spool
-from medseg.inference.window import Pass, likeliest
+from medseg.inference.stitch import likeliest
+from medseg.inference.window import Pass
 from medseg.postprocess.prediction import Prediction, Step
 from medseg.volumes.image import Array
 

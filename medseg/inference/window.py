@@ -29,7 +29,7 @@ from medseg.inference.runner import (
     autocast,
     windows_at_once,
 )
-from medseg.inference.stitch import Stitcher
+from medseg.inference.stitch import Stitcher, likeliest
 from medseg.networks.blocks import ZERO
 from medseg.transforms.route import Route
 
@@ -39,7 +39,6 @@ __all__ = [
 ]  # fmt: skip
 
 _MIB = 1 << 20
-_FEW_CLASSES = 8
 
 
 def check_patch(config: Config, divisor: tuple[int, int, int]) -> None:
@@ -217,21 +216,6 @@ class Pass:
         values[1:, outside] = nothing
         values[0, outside] = 1
         return values
-
-
-def likeliest(scores: Tensor) -> Tensor:
-    """The class of the largest score (classes, ...) of each voxel, the first of equals, as uint8.
-
-    Torch's argmax over the first axis is many times slower where there are few classes.
-    """
-    if len(scores) > _FEW_CLASSES:
-        return scores.argmax(0).to(torch.uint8)
-    best = scores[0]
-    labels = torch.zeros(best.shape, dtype=torch.uint8, device=scores.device)
-    for number in range(1, len(scores)):
-        labels.masked_fill_(scores[number] > best, number)
-        best = torch.maximum(best, scores[number])
-    return labels
 
 
 def predict_volume(
