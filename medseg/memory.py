@@ -6,7 +6,7 @@ import ctypes
 
 # Of glibc's malloc.h. Set, they are no longer adapted to what the program does.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST, _KEPT = 1 << 30, (1 << 31) - 1  # bytes
+_LARGEST, _KEPT = 1 << 26, (1 << 31) - 1  # bytes
 
 
 def keep_freed() -> None:
@@ -14,8 +14,9 @@ def keep_freed() -> None:
 
     By default glibc returns large blocks when they are freed, and the next ones come as new pages
     that the system has to clear: a fifth to a third of the time of a network on a CPU. This holds
-    for the whole process, so a library does not do it unasked; `medseg`'s commands do. Elsewhere
-    than on glibc nothing happens.
+    for the whole process, so a library does not do it unasked; `medseg`'s commands do. Blocks of
+    more than 64 MiB, such as the logits of many classes, still go back: kept, they would leave
+    holes that the next one does not fit in. Elsewhere than on glibc nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

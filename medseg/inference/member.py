@@ -58,6 +58,13 @@ class Member:
         i, j, k = self.network.divisor
         return i, j, k
 
+    @property
+    def _is_settled(self) -> bool:
+        """Whether the model knows its precision, as it is used now."""
+        others = ("preprocess", "model", "inference.patch", "inference.mode", "inference.overlap")
+        is_as_trained = not any(key.startswith(others) for key in self.checkpoint.overridden)
+        return is_as_trained and self.checkpoint.settled == candidate(self.device)
+
     def prepare(self, case: LoadedCase) -> list[Prepared]:
         """Bring a case to the network's grid, once for each of `inference.scales`."""
         return [self._preprocess(case, scale) for scale in self.config.inference.scales or (1.0,)]
@@ -76,7 +83,7 @@ class Member:
         """The network over a case that has been prepared."""
         settings = self.config.numbered.inference
         changes: dict[str, Any] = {"patch": settings.patch or self.config.train.patch}
-        if settings.precision == "auto" and self.checkpoint.settled == candidate(self.device):
+        if settings.precision == "auto" and self._is_settled:
             changes["precision"] = self.checkpoint.settled
         roi = region = None
         if settings.roi:

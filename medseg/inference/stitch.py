@@ -7,6 +7,7 @@ the sum of the weights, and blocks are made of cells.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from mmap import mmap
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from medseg.inference.runner import OutOfMemoryError, Runner, free_memory, is_ou
 from medseg.inference.schedule import Cell, Schedule, Step
 
 _FEW_CLASSES = 8
+_LARGE = 1 << 18  # values
 
 
 class Stitcher:
@@ -207,12 +209,19 @@ def _zeros(box: Box, like: Tensor, memory: Tensor | None = None) -> Tensor:
     """
     i, j, k = size(box)
     if memory is None:
-        memory = torch.zeros(len(like) * i * j * k, device=like.device)
+        memory = _new(len(like) * i * j * k, like.device)
     else:
         memory.zero_()
     if like.stride(0) == 1:
         return memory.view(i, j, k, len(like)).permute(3, 0, 1, 2)
     return memory.view(len(like), i, j, k)
+
+
+def _new(values: int, device: torch.device) -> Tensor:
+    """Zeros; large ones of the host lie outside of the heap, where they would leave holes."""
+    if device.type != "cpu" or values < _LARGE:
+        return torch.zeros(values, device=device)
+    return torch.frombuffer(mmap(-1, 4 * values), dtype=torch.float32)
 
 
 def _shared(box: Box, place: Triple, window: Triple) -> tuple[Box, Box]:

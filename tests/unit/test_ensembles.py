@@ -237,6 +237,9 @@ def test_a_model_knows_what_it_has_tried(
     assert Predictor.load(path).predict(files).made["precision"] == "bf16"
     exact = Predictor.load(path, overrides=["inference.precision=fp32"])
     assert exact.predict(files).made["precision"] == "fp32"
+    monkeypatch.setattr(window, "settled", lambda *_: "fp32")
+    other = Predictor.load(path, overrides=["inference.overlap=0.25"])  # as it was not tried
+    assert other.predict(files).made["precision"] == "fp32"
     monkeypatch.setattr(member, "candidate", lambda _: "fp16")  # on another device
     monkeypatch.setattr(window, "settled", lambda *_: "fp32")
     assert Predictor.load(path).predict(files).made["precision"] == "fp32"
