@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +35,13 @@ RECIPE: dict[str, Any] = {
     "augment": {"flip": [0]},
     "inference": {"mode": "auto", "precision": "fp32"},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Take Ctrl-C as a terminal gives it: a shell has it ignored by what it runs in the background."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
