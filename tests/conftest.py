@@ -39,7 +39,7 @@ RECIPE: dict[str, Any] = {
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """Take Ctrl-C as a terminal gives it: a shell has it ignored by what it runs in the background."""
+    """Take Ctrl-C as in a terminal: what a shell runs in the background ignores it."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
