@@ -12,11 +12,9 @@ from torch import Tensor
 from medseg.inference.boxes import Box, around
 from medseg.inference.spool import Spool
 from medseg.inference.stitch import likeliest
-from medseg.inference.window import Pass
+from medseg.inference.window import MIB, Pass
 from medseg.postprocess.prediction import Prediction, Step
 from medseg.volumes.image import Array
-
-MIB = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from itertools import groupby, pairwise, product
 from math import prod
 
-from medseg.inference.boxes import Box, meet, size
+from medseg.inference.boxes import Box, meet, size, within
 from medseg.inference.plan import Plan
 from medseg.inference.schedule import Schedule, longest_first
 from medseg.transforms.route import Route
 
-Way = tuple[Plan, Route]
+Way = tuple[Plan, Route, Box]
 
 BLOCK_BYTES = 8 << 20
 _MOST_PARTS, _TRIES = 16, 24  # along the shortest axis; divisions looked at
@@ -37,11 +37,9 @@ def seen(plan: Plan, route: Route) -> Box:
 
 def in_room(plan: Plan, route: Route, box: Box) -> Box:
     """The box of the room that a box of the input is made from, within what is predicted."""
-    i, j, k = (
-        slice(max(old.start, part.start) - room.start, min(old.stop, part.stop) - room.start)
-        for old, part, room in zip(route.source(box), plan.box, plan.room, strict=True)
-    )
-    return i, j, k
+    met = meet(route.source(box), plan.box)
+    assert met is not None  # as for any box in `seen`
+    return within(met, plan.room)
 
 
 def schedule(plan: Plan, route: Route, blocks: Sequence[Box]) -> Schedule:
@@ -57,8 +55,8 @@ def parts(ways: Sequence[Way], box: Box, classes: int, most: int) -> list[list[B
     tried as the one whose windows give the order.
 
     Args:
-        ways: Of each network that is asked for the blocks: its windows, and its route to the
-            input's grid.
+        ways: Of each network that is asked for the blocks: its windows, its route to the input's
+            grid, and what it has `seen`.
         box: Of the input's grid; it holds what they all have seen.
         classes: Of the networks.
         most: Bytes that the sums of windows of all of them together may take, if they can do with
@@ -80,7 +78,7 @@ def _parts(
     way: Way, ways: Sequence[Way], box: Box, classes: int, most: int
 ) -> tuple[float, list[list[Box]]]:
     """The bytes that sums take at most, and the parts, in the order of one network."""
-    plan, route = way
+    plan, route, _ = way
     a, b, c = longest_first(plan.size)
     layers, strips = _grouped(plan, route, box, a), _grouped(plan, route, box, b)
     third = box[route.reorient.axes[c]]
@@ -110,9 +108,8 @@ def _parts(
     return peak, best
 
 
-def _peak(plan: Plan, route: Route, blocks: Sequence[Box]) -> int:
+def _peak(plan: Plan, route: Route, known: Box, blocks: Sequence[Box]) -> int:
     """The most voxels of cells that a network holds at once for some blocks."""
-    known = seen(plan, route)
     inner = [met for block in blocks if (met := meet(block, known))]
     return schedule(plan, route, inner).peak if inner else 0
 

@@ -58,6 +58,11 @@ class Plan:
         ends = {start + self.window[axis] for start in begins}
         return sorted({0, self.size[axis], *begins, *ends})
 
+    def covered(self, place: Triple) -> Box:
+        """The box of the room that the window at a place covers."""
+        i, j, k = (slice(at, at + w) for at, w in zip(place, self.window, strict=True))
+        return i, j, k
+
     def middle(self, divisor: Sequence[int]) -> Plan:
         """Two windows about the middle, half as long as this plan's along each axis.
 
@@ -118,7 +123,11 @@ def plan(
         starts(n, w, settings.overlap, slack) for n, w in zip(whole.size, window, strict=True)
     )
     inside = None if roi is None else cut(roi[None].float(), room, ZERO)[0] > 0
-    places: list[Triple] = [place for place in product(a, b, c) if _holds(inside, place, window)]
+    places: list[Triple] = [
+        place
+        for place in product(a, b, c)
+        if inside is None or bool(inside[whole.covered(place)].any())
+    ]
     if settings.skip_constant:
         places = [place for place in places if _varies(whole, place)]
     return Plan(image, box, room, window, margin, tuple(places))
@@ -128,11 +137,6 @@ def _is_whole(settings: Inference, shape: Sequence[int]) -> bool:
     if settings.mode == "auto":
         return torch.Size(shape).numel() <= settings.whole_voxels
     return settings.mode in ("whole", "resize")
-
-
-def _holds(inside: Tensor | None, place: Triple, window: Triple) -> bool:
-    (a, b, c), (i, j, k) = place, window
-    return inside is None or bool(inside[a : a + i, b : b + j, c : c + k].any())
 
 
 def _varies(whole: Plan, place: Triple) -> bool:

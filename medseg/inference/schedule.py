@@ -15,7 +15,7 @@ from math import prod
 
 from torch import Tensor
 
-from medseg.inference.boxes import Box, Triple, size
+from medseg.inference.boxes import Box, Triple, meet, size
 from medseg.inference.plan import Plan
 
 
@@ -72,8 +72,7 @@ class Schedule:
                 cell.last = n
         self.of_window: list[list[Cell]] = [[] for _ in plan.places]
         for number, place in enumerate(plan.places):
-            stop = (at + w for at, w in zip(place, plan.window, strict=True))
-            for cell in self._within(place, tuple(stop)):
+            for cell in self._within(plan.covered(place)):
                 cell.windows.append(number)
                 self.of_window[number].append(cell)
         self.steps: list[Step] = []
@@ -122,15 +121,15 @@ class Schedule:
             self._cells[key] = Cell((i, j, k))
         return self._cells[key]
 
-    def _within(self, start: Sequence[int], stop: Sequence[int]) -> Iterator[Cell]:
-        """The cells that are needed and touch a window."""
+    def _within(self, window: Box) -> Iterator[Cell]:
+        """The cells that are needed and meet a window."""
         spans = []
-        for cuts, low, high in zip(self._cuts, start, stop, strict=True):
-            first = max(bisect_right(cuts, low) - 1, 0)
-            spans.append(range(first, min(bisect_left(cuts, high), len(cuts) - 1)))
-        for key in product(*spans):
-            cell = self._cells.get((key[0], key[1], key[2]))
-            if cell is not None and _meet(cell.box, start, stop):
+        for cuts, part in zip(self._cuts, window, strict=True):
+            first = max(bisect_right(cuts, part.start) - 1, 0)
+            spans.append(range(first, min(bisect_left(cuts, part.stop), len(cuts) - 1)))
+        for i, j, k in product(*spans):
+            cell = self._cells.get((i, j, k))
+            if cell is not None and meet(cell.box, window):
                 yield cell
 
 
@@ -138,8 +137,3 @@ def longest_first(shape: Sequence[int]) -> Triple:
     """The axes of a room, the longest first: layers across it are the smallest."""
     a, b, c = sorted(range(3), key=lambda axis: -shape[axis])
     return a, b, c
-
-
-def _meet(box: Box, start: Sequence[int], stop: Sequence[int]) -> bool:
-    """Whether a box and a window share a voxel."""
-    return all(p.start < b and p.stop > a for p, a, b in zip(box, start, stop, strict=True))

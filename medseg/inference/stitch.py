@@ -12,7 +12,7 @@ from mmap import mmap
 import torch
 from torch import Tensor
 
-from medseg.inference.boxes import Box, Triple, size, within
+from medseg.inference.boxes import Box, meet, size, within
 from medseg.inference.plan import Plan
 from medseg.inference.runner import OutOfMemoryError, Runner, free_memory, is_out_of_memory
 from medseg.inference.schedule import Cell, Schedule, Step
@@ -148,7 +148,7 @@ class Stitcher:
         """Add a window to its cells: in place, so that it cannot fail halfway."""
         plan = schedule.plan
         for cell in schedule.of_window[number]:
-            here, there = _shared(cell.box, plan.places[number], plan.window)
+            here, there = _shared(cell.box, plan.covered(plan.places[number]))
             part = logits[(slice(None), *there)]
             if len(plan.places) == 1:
                 cell.total = part
@@ -165,7 +165,7 @@ class Stitcher:
             return
         weights = torch.zeros(cell.total.shape[1:], device=self._home)
         for number in cell.windows:
-            here, there = _shared(cell.box, plan.places[number], plan.window)
+            here, there = _shared(cell.box, plan.covered(plan.places[number]))
             weights[here] += self._weight(plan)[there]
         if float(weights.min()) == 0:
             cell.total[1:, weights == 0] = -torch.inf
@@ -224,14 +224,11 @@ def _new(values: int, device: torch.device) -> Tensor:
     return torch.frombuffer(mmap(-1, 4 * values), dtype=torch.float32)
 
 
-def _shared(box: Box, place: Triple, window: Triple) -> tuple[Box, Box]:
-    """What a box and a window share: in the box, and in the window."""
-    here, there = [], []
-    for part, at, w in zip(box, place, window, strict=True):
-        start, stop = max(part.start, at), min(part.stop, at + w)
-        here.append(slice(start - part.start, stop - part.start))
-        there.append(slice(start - at, stop - at))
-    return (here[0], here[1], here[2]), (there[0], there[1], there[2])
+def _shared(box: Box, other: Box) -> tuple[Box, Box]:
+    """What two boxes that meet share: in the one, and in the other."""
+    met = meet(box, other)
+    assert met is not None
+    return within(met, box), within(met, other)
 
 
 def _assembled(step: Step, classes: int, device: torch.device) -> Tensor:
@@ -240,12 +237,8 @@ def _assembled(step: Step, classes: int, device: torch.device) -> Tensor:
         return cell.total[(slice(None), *within(step.block, cell.box))]
     found = next((cell.total for cell in step.cells if cell.total is not None), None)
     out = _zeros(step.block, torch.zeros(classes, device=device) if found is None else found)
-    corner = tuple(part.start for part in step.block)
-    size = tuple(part.stop - part.start for part in step.block)
     for cell in step.cells:
-        here, there = _shared(
-            cell.box, (corner[0], corner[1], corner[2]), (size[0], size[1], size[2])
-        )
+        here, there = _shared(cell.box, step.block)
         if cell.total is None:
             out[(slice(1, None), *there)] = -torch.inf
         else:

@@ -38,7 +38,7 @@ __all__ = [
     "predict_volume",
 ]  # fmt: skip
 
-_MIB = 1 << 20
+MIB = 1 << 20
 
 
 def check_patch(config: Config, divisor: tuple[int, int, int]) -> None:
@@ -143,7 +143,7 @@ class Pass:
             memory: Bytes for the sums of windows.
             beside: Other passes that will be asked for the same blocks at the same time.
         """
-        ways = [(one.plan, one.route) for one in (self, *beside)]
+        ways = [(one.plan, one.route, one.seen) for one in (self, *beside)]
         return order.parts(ways, box, self.classes, memory)
 
     @torch.inference_mode()
@@ -253,7 +253,7 @@ def predict_volume(
     one = Pass.of(network, image, settings, divisor, classes, roi=roi, offsets=offsets)
     out = torch.zeros(classes, *image.shape[1:], device=image.device)
     out[0] = 1
-    for part in one.parts(one.seen, settings.memory * _MIB):
+    for part in one.parts(one.seen, settings.memory * MIB):
         for block, shares in zip(part, one.shares(part), strict=True):
             out[(slice(None), *block)] = shares
     return out
@@ -280,7 +280,7 @@ def predict_labels(
     settings = settings.model_copy(update={"patch": settings.patch or tuple(patch)})
     one = Pass.of(network, image, settings, divisor, classes, roi=roi, offsets=offsets)
     out = torch.zeros(image.shape[1:], dtype=torch.uint8, device=image.device)
-    for part in one.parts(one.seen, settings.memory * _MIB):
+    for part in one.parts(one.seen, settings.memory * MIB):
         for block, scores in zip(part, one.scores(part), strict=True):
             out[block] = likeliest(scores).to(out.device)
     return out
