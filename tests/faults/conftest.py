@@ -104,6 +104,22 @@ class Lab:
         return [int(note.name.split("-")[2]) for note in notes]
 
 
+@pytest.fixture
+def copied(heads: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Make a folder of small cases, one for each letter."""
+
+    def copy(names: str) -> Path:
+        folder = tmp_path / "in"
+        folder.mkdir()
+        for n, name in enumerate(names):
+            for channel in ("0000", "0001"):
+                source = heads / "imagesTr" / f"head_00{1 + n % 6}_{channel}.nii.gz"
+                shutil.copy(source, folder / f"{name}_{channel}.nii.gz")
+        return folder
+
+    return copy
+
+
 @pytest.fixture(scope="session")
 def untrained(model: Callable[..., Path]) -> Path:
     """A model. Do not change."""

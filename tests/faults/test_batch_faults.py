@@ -34,15 +34,9 @@ def network(model: Model) -> Path:
 
 
 @pytest.fixture
-def inputs(heads: Path, tmp_path: Path) -> Path:
+def inputs(copied: Callable[[str], Path]) -> Path:
     """Eight small cases, a to h."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for n, name in enumerate("abcdefgh"):
-        for channel in ("0000", "0001"):
-            source = heads / "imagesTr" / f"head_00{1 + n % 6}_{channel}.nii.gz"
-            shutil.copy(source, folder / f"{name}_{channel}.nii.gz")
-    return folder
+    return copied("abcdefgh")
 
 
 @pytest.fixture

@@ -45,15 +45,9 @@ def tiny(model: Model) -> Path:
 
 
 @pytest.fixture
-def inputs(heads: Path, tmp_path: Path) -> Path:
+def inputs(copied: Callable[[str], Path]) -> Path:
     """Six cases, a to f."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for n, name in enumerate("abcdef"):
-        for channel in ("0000", "0001"):
-            source = heads / "imagesTr" / f"head_00{1 + n}_{channel}.nii.gz"
-            shutil.copy(source, folder / f"{name}_{channel}.nii.gz")
-    return folder
+    return copied("abcdef")
 
 
 def predict(network: Path, inputs: Path, output: Path, *overrides: str, **more: Any) -> Outcome:
