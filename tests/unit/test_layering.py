@@ -26,7 +26,7 @@ FLOORS = (
     ("batch",),
     ("tuning",),
     ("training",),
-    ("api", "checking", "tables", "demo", "options", "cli", "__main__", "__init__"),
+    ("api", "checking", "tables", "demo", "cli", "__main__", "__init__"),
 )
 TOP = FLOORS[-1]
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
@@ -43,7 +43,7 @@ FOR_PLUGINS = (
 LONGEST = 300
 HEAVY = {"torch", "monai", "matplotlib", "SimpleITK", "torchvision"}
 LIGHT = ("errors", "version", "files", "registry", "console", "signatures", "plugins", "config",
-         "volumes", "options", "cli", "tables", "__init__", "__main__")  # fmt: skip
+         "volumes", "cli", "tables", "__init__", "__main__")  # fmt: skip
 
 
 def module_of(file: Path, folder: Path) -> str:

@@ -1,19 +1,15 @@
-"""The command line. Torch and monai are imported inside commands: `--help` needs neither."""
+"""Commands that use a model or make one of what others trained: predict, evaluate, tune, import."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from medseg.console import console, errors, show_warnings_briefly
-from medseg.errors import MedsegError
-from medseg.memory import keep_freed
-from medseg.options import (
+from medseg.cli.app import INTERRUPTED, SOME_FAILED, app, here
+from medseg.cli.options import (
     ConfigFile,
     Crf,
     Device,
@@ -25,66 +21,7 @@ from medseg.options import (
     Scheduler,
     Workers,
 )
-from medseg.version import VERSION
-
-OK, REFUSED, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
-
-app = typer.Typer(
-    name="medseg",
-    help="3D medical lesion segmentation: one YAML from NIfTI volumes to model, masks and scores.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 all well, 2 nothing could start, 3 some cases failed (see failures.csv).",
-)
-
-
-@app.command()
-def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all of it.")] = Path(
-        "demo"
-    ),
-    device: Device = "auto",
-    overrides: Overrides = None,
-) -> None:
-    """Make phantoms of a head with lesions, train on them, predict, evaluate: in minutes."""
-    from medseg import demo as demonstration
-
-    demonstration.run(output, device, overrides or [])
-
-
-@app.command()
-def check(config: ConfigFile, plugin: Plugins = None, overrides: Overrides = None) -> None:
-    """Check a config, its cases and its network, and say what training would take."""
-    from medseg.config import load
-
-    loaded = load(config, overrides or [], plugin or [])  # its mistakes come before torch does
-    from medseg import checking
-
-    checking.check(loaded)
-
-
-@app.command()
-def train(
-    config: ConfigFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The run folder.")],
-    device: Device = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with this run.")] = False,
-    plugin: Plugins = None,
-    overrides: Overrides = None,
-) -> None:
-    """Train a model, and score it on the validation cases."""
-    from medseg.config import load
-
-    loaded = load(config, overrides or [], plugin or [])  # its mistakes come before torch does
-    from medseg import api, tables
-
-    summary = api.train(loaded, output, device=device, resume=resume)
-    console.print(tables.scores(summary, f"{loaded.name}: validation"))
-    if "every_subset" in summary:
-        console.print(tables.subsets(summary["every_subset"], "Every subset of the channels"))
-    tables.paths({"Report": output / "report.html", "Masks": output / "validation",
-                  "Model": output / "model.safetensors"})  # fmt: skip
+from medseg.console import console, errors
 
 
 @app.command()
@@ -127,7 +64,7 @@ def predict(  # noqa: PLR0913, PLR0917  (options)
     tell = (lambda entry: _print_json({"event": "case", **entry.plain()})) if as_json else None
     try:
         outcome = api.predict(
-            model, inputs, output, device=device, plugins=_here(plugin), overrides=overrides or [],
+            model, inputs, output, device=device, plugins=here(plugin), overrides=overrides or [],
             crf=crf.value, missing=missing.value if missing else None, shard=shard, tell=tell,
             engine=engine.value, workers=workers, scheduler=scheduler,
             quiet=quiet or as_json,
@@ -184,7 +121,7 @@ def tune(
 
     options, overrides = _fixed(settings or [])
     result = api.tune(
-        model, name, options=options, score=score, device=device, plugins=_here(plugin),
+        model, name, options=options, score=score, device=device, plugins=here(plugin),
         overrides=overrides,
     )  # fmt: skip
     console.print(table(result))
@@ -205,7 +142,7 @@ def import_(
     """Make a model of weights that another program trained."""
     from medseg import api, tables
 
-    report = api.import_model(name, weights, output, plugins=_here(plugin), overrides=overrides)
+    report = api.import_model(name, weights, output, plugins=here(plugin), overrides=overrides)
     console.print(report.table())
     tables.paths({"Model": output})
 
@@ -216,7 +153,7 @@ def plugins(plugin: Plugins = None) -> None:
     from medseg import plugins as finding
     from medseg import tables
 
-    finding.load(_here(plugin))
+    finding.load(here(plugin))
     console.print(tables.components(), markup=False)
 
 
@@ -226,21 +163,6 @@ def _print_json(value: dict[str, Any]) -> None:
 
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        console.print(f"medseg {VERSION}")
-        raise typer.Exit(OK)
-
-
-@app.callback()
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
-    del version
 
 
 def _fixed(settings: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -259,27 +181,3 @@ def _fixed(settings: list[str]) -> tuple[dict[str, Any], list[str]]:
             raise ConfigError("\n".join(map(str, source.problems)))
         options[key.strip()] = source.values
     return options, overrides
-
-
-def _here(references: list[str] | None) -> list[str]:
-    """Plugin references with their paths taken from the current folder."""
-    from medseg.plugins import is_path
-
-    return [str(Path(r).resolve()) if is_path(r) else r for r in references or []]
-
-
-def main() -> None:
-    """Run the command line; a user's error is a message and exit code 2, without a traceback."""
-    # Waiting threads sleep rather than spin: beside any other load, spinning slows torch manyfold.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    show_warnings_briefly()
-    keep_freed()
-    try:
-        app()
-    except MedsegError as error:
-        errors.print(f"[red]error:[/] {escape(str(error))}")
-        sys.exit(REFUSED)
-    except (OSError, MemoryError) as error:
-        what = "out of memory" if isinstance(error, MemoryError) else ""
-        errors.print(f"[red]error:[/] {escape(what + ' ' + str(error)).strip()}")
-        sys.exit(REFUSED)
