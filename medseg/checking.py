@@ -19,7 +19,7 @@ from medseg.networks.describe import (
     receptive_field,
 )
 from medseg.networks.sizes import beyond
-from medseg.training.budget import Clock
+from medseg.training.budget import Clock, steps_per_epoch
 from medseg.training.setup import Setup, set_up
 from medseg.volumes import cases
 
@@ -93,7 +93,7 @@ def _network(setup: Setup) -> Table:
     table.add_row(
         "memory", f"about {_mebi(activations + weights)} ({_mebi(activations)} activations)"
     )
-    steps = -(-len(setup.ids.train) // config.train.batch)
+    steps = steps_per_epoch(config.train, len(setup.ids.train))
     total = Clock(config.train.budget, steps).total_steps
     table.add_row(
         "steps", f"{steps} an epoch, " + (f"{total:,} in all" if total else _until(config))

@@ -134,6 +134,9 @@ class Train(Section):
 
     patch: Triple = Field(description="voxels of a training patch (i, j, k)")
     batch: Positive = Field(2, description="patches of one step")
+    accumulate: Positive = Field(
+        1, description="batches whose gradients make one step: a larger batch in the same memory"
+    )
     budget: Budget = Field(description="when training ends: one of its four ways")
     sampler: Annotated[Component, Kind("sampler")] = Field(
         ComponentSpec(name="balanced"), description="where patches lie, by name, with its options"
@@ -159,8 +162,13 @@ class Train(Section):
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.99, description="decay of the averaged weights that validate and predict; 0: none"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "bf16", description="type of autocast; fp16 (with loss scaling) on CUDA only"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="type of autocast; fp16 (with loss scaling) on CUDA only; auto: bf16 where a "
+        "few steps at the start are faster in it",
+    )
+    compile: bool = Field(
+        False, description="torch.compile the network: a slow first step, then maybe faster ones"
     )
     validate_every: Positive | None = Field(
         None, description="steps between validations; null: ten times in the budget"

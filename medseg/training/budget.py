@@ -62,3 +62,8 @@ def learning_rate(settings: Train, fraction: float) -> float:
     else:
         fall = (1 - fraction) ** 0.9
     return settings.lr * rise * fall
+
+
+def steps_per_epoch(settings: Train, cases: int) -> int:
+    """Steps in one pass over the training cases, a patch from each."""
+    return math.ceil(cases / (settings.batch * settings.accumulate))

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from medseg.config.schema import Config
 from medseg.console import Tick, console, track
@@ -18,16 +15,19 @@ from medseg.errors import MedsegError
 from medseg.inference.predictor import pick_device
 from medseg.inference.window import autocast
 from medseg.networks.checkpoint import Checkpoint, Priors, save
+from medseg.networks.sizes import beyond
 from medseg.training import cache, curves
-from medseg.training.budget import Clock, learning_rate
-from medseg.training.dataset import Batch, Patches, batches, recipe
+from medseg.training.budget import Clock, learning_rate, steps_per_epoch
+from medseg.training.dataset import Patches, batches, recipe
 from medseg.training.fit import fitted
+from medseg.training.meter import Meter
+from medseg.training.precision import measured
 from medseg.training.priors import measure
 from medseg.training.run import RunFolder
 from medseg.training.setup import Setup, set_up
 from medseg.training.state import State
+from medseg.training.step import Step
 from medseg.training.validate import validate
-from medseg.transforms import augment
 
 _STEPS_PER_RECORD = 25
 _VALIDATIONS = 10
@@ -82,6 +82,8 @@ def train(
         state = State(setup.network.to(where), config.train, setup.tuning)
         if resume:
             state.restore(run.state)
+        if not state.precision:
+            state.precision = _precision(setup, where)
         run.rewind(state.step)
         with track("Train", 1.0, quiet=quiet) as tick:
             _loop(setup, run, state, training, validation, tick)
@@ -99,22 +101,20 @@ def _loop(
     config, settings = setup.config, setup.config.train
     device = next(state.network.parameters()).device
     loss = setup.loss.to(device)
-    clock = Clock(settings.budget, math.ceil(len(training) / settings.batch), state.seconds)
+    clock = Clock(settings.budget, steps_per_epoch(settings, len(training)), state.seconds)
     patches = Patches(training, recipe(config, setup.network.margin, setup.classes))
     priors = measure(patches, training, roi=config.inference.roi)
-    numbered, meter = config.numbered, _Meter()
-    stream = batches(patches, settings, state.step, pin=device.type == "cuda")
+    meter, step = Meter(), Step(state, loss, config.numbered)
+    first = state.step * settings.accumulate
+    stream = batches(patches, settings, first, pin=device.type == "cuda")
     fraction = clock.fraction(state.step)
     while fraction < 1 and not _is_patience_lost(state, settings.patience):
         meter.begin()
         lr = learning_rate(settings, fraction)
-        image, label = _augmented(next(stream), numbered, state.step, device)
-        label = _without(label, setup.network.margin)
+        parts = [step.prepare(next(stream), part) for part in range(settings.accumulate)]
         meter.computing()
         setup.tuning.rest(fraction)
-        value = _step(state, loss, image, label, config, lr)
-        meter.end(value)
-        state.step += 1
+        meter.end(step(parts, lr))
         before, fraction = fraction, clock.fraction(state.step)
         tick(_told(state, meter), to=fraction)
         is_due = _is_due(settings.validate_every, state.step, before, fraction)
@@ -141,51 +141,15 @@ def _loop(
     save(run.last_model, _checkpoint(setup, state, priors))
 
 
-def _step(
-    state: State, loss: nn.Module, image: Tensor, label: Tensor, config: Config, lr: float
-) -> float:
-    """One optimiser step; returns the loss.
-
-    Raises:
-        MedsegError: The loss is not finite.
-    """
-    torch.manual_seed(_seed(config.seed, state.step))  # dropout and whatever else draws inside
-    for group in state.optimiser.param_groups:
-        group["lr"] = lr * group["factor"]
-    with autocast(image.device, config.train.precision):
-        outputs = state.network(image)
-    value = loss(outputs, label)
-    number = float(value.detach())
-    if not math.isfinite(number):
-        raise MedsegError(
-            f"the loss is {number} at step {state.step}; lower train.lr, lengthen train.warmup or "
-            "set train.precision to fp32"
-        )
-    state.optimiser.zero_grad(set_to_none=True)
-    state.scaler.scale(value).backward()
-    if config.train.clip is not None:
-        state.scaler.unscale_(state.optimiser)
-        nn.utils.clip_grad_norm_(state.network.parameters(), config.train.clip)
-    state.scaler.step(state.optimiser)
-    state.scaler.update()
-    state.update_average()
-    return number
-
-
-def _augmented(
-    batch: Batch, config: Config, step: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    image = batch["image"].to(device, non_blocking=True)
-    label = batch["label"].to(device, non_blocking=True)
-    generator = torch.Generator().manual_seed(_seed(config.seed, step))
-    change = augment.draw(config.augment, image.shape[0], image.shape[1], generator)
-    return augment.apply(change, image, label, batch["spacing"], batch["present"])
-
-
-def _without(label: Tensor, margin: Sequence[int]) -> Tensor:
-    """The label of the patch alone: the margin is context, and nothing is learnt there."""
-    i, j, k = (slice(m, n - m) for m, n in zip(margin, label.shape[1:], strict=True))
-    return label[:, i, j, k].contiguous()
+def _precision(setup: Setup, device: torch.device) -> str:
+    """The precision of a run, which a resumed one keeps."""
+    settings = setup.config.train
+    if settings.precision != "auto":
+        return settings.precision
+    size = beyond(settings.patch, setup.network.margin)
+    image = torch.zeros(settings.batch, len(setup.dataset.channels), *size, device=device)
+    setup.tuning.rest(0.0)
+    return measured(setup.network, image)
 
 
 def _validated(
@@ -242,7 +206,7 @@ def _append(run: RunFolder, record: dict[str, Any]) -> None:
         curves.draw(run.curves, run.records())
 
 
-def _told(state: State, meter: _Meter) -> str:
+def _told(state: State, meter: Meter) -> str:
     best = f"  best Dice {state.best:.3f}" if state.best >= 0 else ""
     return f"step {state.step}  loss {meter.loss:.3f}{best}"
 
@@ -258,36 +222,3 @@ def _is_due(every: int | None, step: int, before: float, fraction: float) -> boo
 
 def _is_patience_lost(state: State, patience: int | None) -> bool:
     return patience is not None and state.waited >= patience
-
-
-def _seed(seed: int, step: int) -> int:
-    """A different seed for every step of every run (a Weyl sequence on the golden ratio)."""
-    return (seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03) % 2**63
-
-
-class _Meter:
-    """Mean loss since the last record, and the share of time outside the network and optimiser."""
-
-    def __init__(self) -> None:
-        self.loss, self._losses = math.nan, list[float]()
-        self._outside = self._inside = self._mark = 0.0
-
-    def begin(self) -> None:
-        self._mark = time.perf_counter()
-
-    def computing(self) -> None:
-        now = time.perf_counter()
-        self._outside += now - self._mark
-        self._mark = now
-
-    def end(self, loss: float) -> None:
-        self._inside += time.perf_counter() - self._mark
-        self._losses.append(loss)
-        self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
-
-    def read(self) -> dict[str, float]:
-        """The figures since the last call."""
-        mean = sum(self._losses) / len(self._losses)
-        share = self._outside / (self._outside + self._inside)
-        self._losses, self._outside, self._inside = [], 0.0, 0.0
-        return {"loss": mean, "outside": share}

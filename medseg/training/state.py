@@ -34,6 +34,7 @@ class State:
         self.optimiser = _optimiser(tuning, settings)
         device = next(network.parameters()).device
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self.precision = ""  # of autocast; chosen before the first step
         self.decay = settings.ema
         self.step = 0
         self.seconds = 0.0
@@ -98,6 +99,7 @@ class State:
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "precision": self.precision,
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
@@ -114,6 +116,7 @@ class State:
             raise DataError(file, f"belongs to another run: {error}") from error
         self.step, self.seconds = values["step"], values["seconds"]
         self.best, self.waited = values["best"], values["waited"]
+        self.precision = values["precision"]
 
 
 def _previous(path: Path) -> Path:

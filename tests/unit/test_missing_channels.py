@@ -27,7 +27,7 @@ from medseg.evaluation.scores import CaseScores, score_case
 from medseg.evaluation.subsets import Subset, dice, gathered
 from medseg.inference.predictor import Predictor, Ready
 from medseg.inference.subsets import score_subsets
-from medseg.training import loop
+from medseg.training.step import augmented
 from medseg.transforms import augment
 from medseg.volumes import cases, nifti
 from medseg.volumes.dataset import Case, Channel, Dataset, Labels
@@ -60,12 +60,12 @@ def test_what_is_missing_stays_0_through_the_augmentation(recipe: Callable[..., 
         "spacing": torch.ones(2, 3),
         "present": torch.tensor([[True, False], [True, True]]),
     }
-    changed, _ = loop._augmented(given, config, 0, torch.device("cpu"))
+    changed, _ = augmented(given, config, 0, torch.device("cpu"))
     assert not changed[0, 1].any()
     assert changed[0, 0].any()
     assert changed[1].abs().amin() > 0  # shifted and noisy all over
     given["present"] = torch.ones(2, 2, dtype=torch.bool)
-    changed, _ = loop._augmented(given, config, 0, torch.device("cpu"))
+    changed, _ = augmented(given, config, 0, torch.device("cpu"))
     assert changed[0, 1].any()
 
 
