@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import venv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs"
+_PEERS = ("nnunetv2==2.8.1", "SimpleITK")  # MONAI comes with medseg, at the version of constraints
 _ONE_THREAD = {
     **os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"
 }  # fmt: skip
@@ -67,10 +69,10 @@ def peer(config: str, output: Path, job: dict[str, Any], *overrides: str) -> dic
     return {**scores(summary), "steps": int(told.split(" steps")[0].split()[-1])}
 
 
-def run(*words: str | Path) -> str:
-    """Run Python with one thread; return what it printed."""
+def run(*words: str | Path, python: Path | None = None) -> str:
+    """Run Python (this one, or another) with one thread; return what it printed."""
     done = subprocess.run(
-        [sys.executable, *map(str, words)],
+        [str(python or sys.executable), *map(str, words)],
         env=_ONE_THREAD,
         capture_output=True,
         text=True,
@@ -79,6 +81,18 @@ def run(*words: str | Path) -> str:
     if done.returncode:
         sys.exit(f"{' '.join(map(str, words))}\n{done.stdout}\n{done.stderr}")
     return done.stdout
+
+
+def peer_python(folder: Path) -> Path:
+    """The Python of an environment with nnU-Net, MONAI and medseg; made from PyPI if not there."""
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    probe = [str(python), "-c", "import monai, nnunetv2, SimpleITK"]
+    if not python.exists() or subprocess.run(probe, capture_output=True, check=False).returncode:
+        root = HERE.parent
+        venv.create(folder, with_pip=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "-c", str(root / "constraints.txt")]
+        subprocess.run([*pip, "-e", str(root), *_PEERS], check=True)
+    return python
 
 
 def scores(summary: dict[str, Any]) -> dict[str, float]:
