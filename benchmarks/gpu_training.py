@@ -129,13 +129,14 @@ def row(way: Way, options: Namespace, device: torch.device, ceiling: float) -> s
     try:
         told = measured(way, options, device)
     except torch.OutOfMemoryError:
-        return f"| {' | '.join(about)} | out of memory |" + " |" * 5
+        return f"| {' | '.join(about)} | out of memory |" + " - |" * 5
     rate = told["operations"] / told["step_s"]
     about[1] = f"{told['parameters'] / 1e6:.1f}"
-    peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else math.nan
+    is_cuda = device.type == "cuda"
+    peak = f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f}" if is_cuda else "-"
     figures = [
         f"{way.batch / told['step_s']:.1f}", f"{way.batch / told['augmented_s']:.1f}",
-        f"{1e3 * told['step_s']:.1f}", f"{peak:.1f}", f"{rate / 1e12:.3g}",
+        f"{1e3 * told['step_s']:.1f}", peak, f"{rate / 1e12:.3g}",
         f"{100 * rate / ceiling:.1f}",
     ]  # fmt: skip
     return f"| {' | '.join(about + figures)} |"
@@ -185,7 +186,7 @@ def settings(way: Way, patch: list[int]) -> Config:
 
 
 def build(way: Way, config: Config, device: torch.device) -> tuple[Step, Any]:
-    """medseg's step on a new network, and the network."""
+    """A step of medseg's on a new network, and the network."""
     network = build_network(config.model, CHANNELS, CLASSES, config.seed)
     layout = torch.channels_last_3d if way.channels_last else torch.contiguous_format
     network = network.to(device, memory_format=layout)

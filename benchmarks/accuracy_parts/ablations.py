@@ -71,7 +71,9 @@ ABLATIONS: tuple[Ablation, ...] = (
     Ablation("augmentation by sample", _per_sample(0), data="hippocampus"),
     Ablation("augmentation by sample", _per_sample(0, 1, 2), data="sts_pet"),
     Ablation("patches anywhere", ("train.sampler={name: uniform}",)),
-    Ablation("half of patches around classes", ("train.sampler={name: balanced, foreground: 0.5}",)),
+    Ablation("half of patches around classes", (
+        "train.sampler={name: balanced, foreground: 0.5}",
+    )),
     Ablation("prior correction", ("inference.prior_correction=1",)),
     Ablation("no prior correction", ("inference.prior_correction=0",)),
 )  # fmt: skip

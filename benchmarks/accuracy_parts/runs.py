@@ -8,17 +8,18 @@ import json
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from accuracy_parts.ablations import ABLATIONS
-from accuracy_parts.sets import DataSet, Fold
 from common import CONFIGS, HERE, machine
 from common import run as run_python
 
-from medseg.config import Config, dump, load
+from accuracy_parts.ablations import ABLATIONS
+from accuracy_parts.sets import DataSet, Fold
+from medseg.config import dump, load
 from medseg.errors import MedsegError
 
 Result = dict[str, Any]
@@ -54,18 +55,23 @@ class Run:
         words = [self.data.name, self.tool, f"{self.seconds}s", f"seed{self.seed}"]
         words += [f"fold{self.fold}", *([self.change] if self.change else [])]
         if self.tool == "medseg":
-            words.append(hashlib.sha256(dump(config(self)).encode()).hexdigest()[:12])
+            words.append(hashlib.sha256(config(self).encode()).hexdigest()[:12])
         return " ".join(words)
 
 
-def config(run: Run) -> Config:
-    """What medseg trains with; the place of the data is not in it.
+def config(run: Run) -> str:
+    """What medseg trains with, as YAML; the place of the data is not in it.
 
     Raises:
         MedsegError: This version of medseg refuses it.
     """
-    budget = f"train.budget={{cpu_seconds: {run.seconds}}}"
-    return load(CONFIGS / run.data.config, [*run.overrides, budget, f"seed={run.seed}"])
+    return _config(run.data.config, run.overrides, run.seconds, run.seed)
+
+
+@cache
+def _config(name: str, overrides: tuple[str, ...], seconds: int, seed: int) -> str:
+    budget = f"train.budget={{cpu_seconds: {seconds}}}"
+    return dump(load(CONFIGS / name, [*overrides, budget, f"seed={seed}"]))
 
 
 def ablated(
@@ -73,7 +79,7 @@ def ablated(
 ) -> tuple[list[Run], dict[str, str]]:
     """The runs of the ablations whose name has one of some words in it; why the others are none."""
     runs, left_out = [], {}
-    shipped = dump(config(Run(data, "medseg", seconds, 0, 0)))
+    shipped = config(Run(data, "medseg", seconds, 0, 0))
     wanted = [a for a in ABLATIONS if a.data in ("", data.name)]
     for seed in seeds:  # interleaved: a slower hour slows all
         for ablation in wanted:
@@ -81,7 +87,7 @@ def ablated(
                 continue
             run = Run(data, "medseg", seconds, seed, 0, ablation.name, ablation.overrides)
             try:
-                changed = dump(config(Run(data, "medseg", seconds, 0, 0, "", run.overrides)))
+                changed = config(replace(run, seed=0))
             except MedsegError as error:
                 left_out[ablation.name] = f"refused: {str(error).splitlines()[0]}"
                 continue

@@ -11,13 +11,20 @@ from monai import transforms as t
 from monai.data import CacheDataset, ThreadDataLoader
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch.utils.data import RandomSampler
+
+from medseg.training.setup import Setup
 from training_parts.methods import (
-    AFFINE, BRIGHTNESS, CONTRAST, NOISE, NOISE_PROBABILITY, RADIANS, SCALE, SETS,
+    AFFINE,
+    BRIGHTNESS,
+    CONTRAST,
+    NOISE,
+    NOISE_PROBABILITY,
+    RADIANS,
+    SCALE,
+    SETS,
 )  # fmt: skip
 from training_parts.network import Outputs
 from training_parts.prepared import for_monai
-
-from medseg.training.setup import Setup
 
 _KEYS = ("image", "label")
 _ENDLESS = 10**9

@@ -11,13 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from training_parts.methods import (
-    AFFINE, BRIGHTNESS, CONTRAST, NOISE, NOISE_PROBABILITY, RADIANS, SCALE, SETS,
-)  # fmt: skip
-from training_parts.network import Outputs
 
 from medseg.networks.describe import output_shapes
 from medseg.training.setup import Setup
+from training_parts.methods import (
+    AFFINE,
+    BRIGHTNESS,
+    CONTRAST,
+    NOISE,
+    NOISE_PROBABILITY,
+    RADIANS,
+    SCALE,
+    SETS,
+)  # fmt: skip
+from training_parts.network import Outputs
 
 
 def trainer(setup: Setup, job: dict[str, Any]) -> Any:
@@ -51,7 +58,7 @@ def trainer(setup: Setup, job: dict[str, Any]) -> Any:
 
         @staticmethod
         def get_training_transforms(
-            patch_size: Any, rotation_for_DA: Any, deep_supervision_scales: Any,  # noqa: N803
+            patch_size: Any, rotation_for_DA: Any, deep_supervision_scales: Any,
             mirror_axes: Any, *_: Any, **__: Any,
         ) -> Any:  # fmt: skip
             return _transforms(

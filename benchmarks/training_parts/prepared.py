@@ -1,4 +1,4 @@
-"""The training cases as medseg preprocesses them, in the peers' own files: the input is the same."""
+"""The training cases as medseg preprocesses them, in the peers' files: all get the same input."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Paths = dict[str, str]
 def store(setup: Setup, folder: Path) -> int:
     """Write NumPy files for MONAI and Blosc2 files for nnU-Net; returns the number of cases."""
     from nnunetv2.training.dataloading.nnunet_dataset import (
-        nnUNetDatasetBlosc2,
         comp_blosc2_params,
+        nnUNetDatasetBlosc2,
     )
 
     for name in ("monai", "nnunet/3d_fullres"):
