@@ -9,7 +9,6 @@ import statistics
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +103,6 @@ def scores(summary: dict[str, Any]) -> dict[str, float]:
         "hd95": statistics.fmean(hd95) if hd95 else float("nan"),
         "worst": min(found["dice"]["min"] for found in classes),
     }
-
-
-def mean(results: Sequence[dict[str, Any]], key: str) -> str:
-    """Mean over runs, and their range."""
-    values = [result[key] for result in results]
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{statistics.fmean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
 
 
 def machine() -> str:
