@@ -8,7 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs"
+_PEERS = ("nnunetv2==2.8.1", "SimpleITK")  # MONAI comes with medseg, at the version of constraints
 _ONE_THREAD = {
     **os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"
 }  # fmt: skip
@@ -67,10 +68,10 @@ def peer(config: str, output: Path, job: dict[str, Any], *overrides: str) -> dic
     return {**scores(summary), "steps": int(told.split(" steps")[0].split()[-1])}
 
 
-def run(*words: str | Path) -> str:
-    """Run Python with one thread; return what it printed."""
+def run(*words: str | Path, python: Path | None = None) -> str:
+    """Run Python (this one, or another) with one thread; return what it printed."""
     done = subprocess.run(
-        [sys.executable, *map(str, words)],
+        [str(python or sys.executable), *map(str, words)],
         env=_ONE_THREAD,
         capture_output=True,
         text=True,
@@ -79,6 +80,18 @@ def run(*words: str | Path) -> str:
     if done.returncode:
         sys.exit(f"{' '.join(map(str, words))}\n{done.stdout}\n{done.stderr}")
     return done.stdout
+
+
+def peer_python(folder: Path) -> Path:
+    """The Python of an environment with nnU-Net, MONAI and medseg; made from PyPI if not there."""
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    probe = [str(python), "-c", "import monai, nnunetv2, SimpleITK"]
+    if not python.exists() or subprocess.run(probe, capture_output=True, check=False).returncode:
+        root = HERE.parent
+        venv.create(folder, with_pip=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "-c", str(root / "constraints.txt")]
+        subprocess.run([*pip, "-e", str(root), *_PEERS], check=True)
+    return python
 
 
 def scores(summary: dict[str, Any]) -> dict[str, float]:
@@ -90,14 +103,6 @@ def scores(summary: dict[str, Any]) -> dict[str, float]:
         "hd95": statistics.fmean(hd95) if hd95 else float("nan"),
         "worst": min(found["dice"]["min"] for found in classes),
     }
-
-
-def mean(results: Sequence[dict[str, Any]], key: str) -> str:
-    """Mean over runs, and their range."""
-    values = [result[key] for result in results]
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{statistics.fmean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
 
 
 def machine() -> str:
