@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -48,19 +48,19 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take a step. The gradients of the weights that Muon moves are used up."""
         for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None and is_matrix(p)]
-            if weights:
-                self._move(weights, group["lr"], group["weight_decay"])
+            pairs = [(p, p.grad) for p in group["params"] if p.grad is not None and is_matrix(p)]
+            if pairs:
+                weights, gradients = (list(one) for one in zip(*pairs, strict=True))
+                self._move(weights, gradients, group["lr"], group["weight_decay"])
         super().step(closure)
 
-    def _move(self, weights: Sequence[nn.Parameter], lr: float, weight_decay: float) -> None:
-        gradients = [weight.grad for weight in weights]
+    def _move(
+        self, weights: list[Tensor], gradients: list[Tensor], lr: float, weight_decay: float
+    ) -> None:
         momenta = [self._momentum(weight) for weight in weights]
         torch._foreach_mul_(momenta, self.momentum)
         torch._foreach_add_(momenta, gradients)
-        torch._foreach_add_(
-            gradients, momenta, alpha=self.momentum
-        )  # how long it is does not matter
+        torch._foreach_add_(gradients, momenta, alpha=self.momentum)
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
         for weight, gradient in zip(weights, gradients, strict=True):
             matrix = gradient.reshape(len(gradient), -1)
@@ -68,9 +68,10 @@ class Muon(torch.optim.AdamW):
             weight.sub_(orthogonalised(matrix).view_as(weight), alpha=size)
             weight.grad = None  # AdamW passes over what has none
 
-    def _momentum(self, weight: nn.Parameter) -> Tensor:
+    def _momentum(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
         if not state:
+            state["step"] = torch.zeros(())  # of no use here, but AdamW looks for it on loading
             state["momentum"] = torch.zeros_like(weight)
         momentum: Tensor = state["momentum"]
         return momentum
@@ -84,8 +85,8 @@ def is_matrix(weight: Tensor) -> bool:
 def orthogonalised(matrix: Tensor) -> Tensor:
     """The matrix with its singular values brought to about 1, from 0.7 to 1.2.
 
-    The iteration runs on the small Gram matrix, and the result is applied once: for a layer's weights,
-    which are much wider than high, that is a fifth of the work.
+    The iteration runs on the small Gram matrix, and its result is applied once: a fifth of the work
+    for a layer's weights, which are much wider than high.
 
     Args:
         matrix: (M, N) float32.
