@@ -145,8 +145,10 @@ class Train(Section):
         False,
         description="whether patches keep to the region of interest",
     )
-    optimiser: Literal["adamw", "sgd"] = Field(
-        "adamw", description="adamw, or sgd with Nesterov momentum"
+    optimiser: Literal["muon", "adamw", "sgd"] = Field(
+        "muon",
+        description="muon: orthogonalised steps for convolutions, adamw for the rest; adamw; sgd "
+        "with Nesterov momentum",
     )
     lr: PositiveFloat = Field(2.5e-3, description="peak learning rate")
     encoder_lr: PositiveFloat = Field(1.0, description="factor on the encoder's learning rate")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medseg.config.data import Missing
 from medseg.config.schema import Config
@@ -16,6 +16,7 @@ from medseg.inference.runner import autocast
 from medseg.inference.window import Pass, check_patch
 from medseg.networks.assembly import build_network
 from medseg.networks.checkpoint import Checkpoint, restore
+from medseg.networks.layers import channels_last
 from medseg.transforms.fitted import Fitted
 from medseg.transforms.preprocess import Prepared, Preprocessor
 from medseg.volumes.load import LoadedCase
@@ -42,7 +43,7 @@ class Member:
         autocast(device, config.inference.precision)  # refuses what the device lacks
         restore(self.network, checkpoint)
         self.network.to(device).eval()
-        _channels_last(self.network)
+        channels_last(self.network)
         self._preprocess = Preprocessor(
             config.preprocess,
             checkpoint.spacing,
@@ -143,10 +144,3 @@ def knows_missing(checkpoint: Checkpoint) -> bool:
     config = checkpoint.config
     is_own = "data.missing" not in checkpoint.overridden
     return config.augment.channel_dropout > 0 or (is_own and config.data.missing == "zero")
-
-
-def _channels_last(network: nn.Module) -> None:
-    """Turn the kernels of 3D convolutions; torch's own way refuses networks that have 2D ones."""
-    for parameter in network.parameters():
-        if parameter.dim() == 5:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)

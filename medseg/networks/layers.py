@@ -67,3 +67,10 @@ class MeanPool(nn.AvgPool3d):
                 parts = x.view(*x.shape[:axis], -1, step, *x.shape[axis + 1 :]).unbind(axis + 1)
                 x = sum(parts[1:], parts[0])
         return x / math.prod(self.steps)
+
+
+def channels_last(network: nn.Module) -> None:
+    """Turn the kernels of 3D convolutions; torch's own way refuses networks that have 2D ones."""
+    for parameter in network.parameters():
+        if parameter.dim() == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)

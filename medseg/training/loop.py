@@ -15,6 +15,7 @@ from medseg.errors import MedsegError
 from medseg.inference.predictor import pick_device
 from medseg.inference.window import autocast
 from medseg.networks.checkpoint import Checkpoint, Priors, save
+from medseg.networks.layers import channels_last
 from medseg.networks.sizes import beyond
 from medseg.training import cache, curves
 from medseg.training.budget import Clock, learning_rate, steps_per_epoch
@@ -84,6 +85,9 @@ def train(
             state.restore(run.state)
         if not state.precision:
             state.precision = _precision(setup, where)
+        if state.precision != "fp32":
+            channels_last(state.network)
+            channels_last(state.average)
         run.rewind(state.step)
         with track("Train", 1.0, quiet=quiet) as tick:
             _loop(setup, run, state, training, validation, tick)

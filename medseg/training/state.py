@@ -14,6 +14,7 @@ from medseg.errors import DataError, MedsegError
 from medseg.files import atomic
 from medseg.networks.assembly import Network
 from medseg.training.finetune import FineTuning
+from medseg.training.muon import Muon
 
 
 class State:
@@ -132,9 +133,13 @@ def _optimiser(tuning: FineTuning, settings: Train) -> torch.optim.Optimizer:
             nesterov=settings.momentum > 0,
             weight_decay=settings.weight_decay,
         )
+    betas = (settings.momentum, 0.99)
+    if settings.optimiser == "muon":
+        return Muon(tuning.groups(), settings.lr, betas=betas, weight_decay=settings.weight_decay)
     return torch.optim.AdamW(
         tuning.groups(),
         settings.lr,
-        betas=(settings.momentum, 0.99),
+        betas=betas,
         weight_decay=settings.weight_decay,
+        fused=True,
     )
