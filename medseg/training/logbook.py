@@ -38,15 +38,17 @@ class Logbook:
     def __init__(self, run: RunFolder, config: Config, step: int) -> None:
         self._run, self._step = run, step
         self._plain: dict[str, Any] = config.model_dump(mode="json")
-        self._loggers = {
-            f"logger {spec.name!r}": LOGGERS.build(spec.spec()) for spec in config.train.loggers
-        }
+        self._loggers = [
+            (f"logger {spec.name!r}", LOGGERS.build(spec.spec())) for spec in config.train.loggers
+        ]
+        self._records: list[Record] = []
         self._draws = True
         self._begun, self._drawing = time.monotonic(), 0.0
 
     def __enter__(self) -> Logbook:
         """Rewind the log, and start the loggers."""
         self._run.rewind(self._step)
+        self._records = self._run.records()
         self._tell("start", self._run.path.resolve(), self._plain, self._step)
         return self
 
@@ -57,6 +59,7 @@ class Logbook:
             DataError: log.jsonl cannot be written.
         """
         self._run.append(record)
+        self._records.append(record)
         if "validation" in record and self._drawing <= _DRAWN * (time.monotonic() - self._begun):
             self._draw()
         values = numbers(record)
@@ -70,26 +73,27 @@ class Logbook:
     ) -> None:
         """Draw what there is, and tell the loggers how it ended."""
         broken = "stopped" if kind and issubclass(kind, KeyboardInterrupt) else "failed"
-        records = self._run.records()
         self._draw()
         files = (self._run.config, self._run.log, self._run.curves)
         there = [file.resolve() for file in files if file.exists()]
-        self._tell("finish", broken if kind else "finished", numbers(best(records)), there)
+        self._tell("finish", broken if kind else "finished", numbers(best(self._records)), there)
 
     def _draw(self) -> None:
         begun = time.monotonic()
         if self._draws:
             self._draws = self._try(
                 self._run.curves.name,
-                lambda: curves.draw(self._run.curves, self._run.records(), self._plain["name"]),
+                lambda: curves.draw(self._run.curves, self._records, self._plain["name"]),
             )
         self._drawing += time.monotonic() - begun
 
     def _tell(self, event: str, *about: Any) -> None:
-        for name, logger in list(self._loggers.items()):
+        kept = []
+        for name, logger in self._loggers:
             told = copy.deepcopy(about)  # whatever it does with them, the next gets the same
-            if not self._try(name, partial(methodcaller(event, *told), logger)):
-                del self._loggers[name]
+            if self._try(name, partial(methodcaller(event, *told), logger)):
+                kept.append((name, logger))
+        self._loggers = kept
 
     @staticmethod
     def _try(name: str, work: Callable[[], object]) -> bool:
