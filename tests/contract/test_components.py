@@ -263,6 +263,19 @@ def test_logger(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     check_logger(make, tmp_path / "run")
 
 
+def test_the_logger_of_the_page_keeps_the_contract(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "logging.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    before = dict(LOGGERS._components)
+    try:
+        exec(page.partition("```python\n")[2].partition("```")[0], names)
+    finally:
+        LOGGERS._components = before
+    check_logger(names["Csv"], tmp_path)
+    rows = (tmp_path / "log.csv").read_text().split()
+    assert rows == ["25,0.04,", "50,0.02,0.5", "60,0.0166667,0.5"]
+
+
 @pytest.mark.parametrize("name", TRANSFORMS.names())
 def test_transform(name: str) -> None:
     check_transform(TRANSFORMS.build(small(TRANSFORMS, name)))
