@@ -20,7 +20,7 @@ from medseg.training import curves
 from medseg.training.run import Record, RunFolder
 
 _TOLD = 300  # characters of what a logger failed with
-_DRAWN = 0.01  # share of the time that drawing may take before the end
+_DRAWN = 0.02  # share of the time that drawing may take before the end
 
 
 class Logbook:
