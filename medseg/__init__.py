@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from medseg.registry import (
         DECODERS,
         ENCODERS,
+        LOGGERS,
         LOSSES,
         NETWORKS,
         POSTPROCESSORS,
@@ -34,6 +35,7 @@ _HOMES = {
     "DataError": "medseg.errors",
     "ENCODERS": "medseg.registry",
     "Image": "medseg.volumes.image",
+    "LOGGERS": "medseg.registry",
     "LOSSES": "medseg.registry",
     "MedsegError": "medseg.errors",
     "NETWORKS": "medseg.registry",
@@ -53,6 +55,7 @@ _HOMES = {
 __all__ = [
     "DECODERS",
     "ENCODERS",
+    "LOGGERS",
     "LOSSES",
     "NETWORKS",
     "POSTPROCESSORS",

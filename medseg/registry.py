@@ -237,10 +237,20 @@ DECODERS = Registry("decoder", supplies=("channels", "strides"))
 NETWORKS = Registry("network", supplies=("in_channels", "classes"))
 LOSSES = Registry("loss", supplies=("classes", "regions"))
 SAMPLERS = Registry("sampler", supplies=("classes",))
+LOGGERS = Registry("logger")
 TRANSFORMS = Registry("transform")
 POSTPROCESSORS = Registry("postprocessor", supplies=("classes",))
 
 REGISTRIES = {
     registry.kind: registry
-    for registry in (ENCODERS, DECODERS, NETWORKS, LOSSES, SAMPLERS, TRANSFORMS, POSTPROCESSORS)
+    for registry in (
+        ENCODERS,
+        DECODERS,
+        NETWORKS,
+        LOSSES,
+        SAMPLERS,
+        LOGGERS,
+        TRANSFORMS,
+        POSTPROCESSORS,
+    )
 }

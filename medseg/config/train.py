@@ -192,3 +192,8 @@ class Train(Section):
     cache: PathString | None = Field(
         None, description="folder of preprocessed cases; null: in the run folder"
     )
+    loggers: tuple[Annotated[Component, Kind("logger")], ...] = Field(
+        (),
+        description="where else the log goes, as [tensorboard, mlflow], by name, with options; "
+        "log.jsonl and progress.png are always written",
+    )

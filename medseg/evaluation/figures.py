@@ -28,7 +28,6 @@ BOXES = {
 }
 RATIOS = {"dice", "nsd", "precision", "recall", "lesion_f1"}
 MOST_POINTS = 400  # of one measure; beyond it only outliers are drawn
-CURVES = {"loss": "Loss", "validation": "Validation Dice", "lr": "Learning rate"}
 Log = Sequence[Mapping[str, Any]]
 Curve = list[tuple[float, float]]
 
@@ -49,30 +48,6 @@ def box_plots(cases: Sequence[CaseScores]) -> str:
             axes.set_xlim(-0.02, 1.02)
 
     return panels(shown, panel, 0.75 + 0.42 * len(names), "Distribution of each measure by class")
-
-
-def training_curves(log: Log) -> str:
-    """Curves of the loss, the Dice of each class in validation, and the learning rate.
-
-    Args:
-        log: Records with `step`, and some of `loss`, `lr` and `validation` (Dice by name).
-    """
-    series = {key: _series(log, key) for key in CURVES}
-
-    def panel(axes: Any, key: str) -> None:
-        for colour, (name, points) in zip(
-            _cycle(len(series[key])), series[key].items(), strict=True
-        ):
-            x, y = zip(*points, strict=True)
-            marker = "o" if len(points) < 30 else ""
-            axes.plot(
-                x, y, color=colour, label=short(name), marker=marker, markersize=3, linewidth=1.4
-            )
-        axes.set(title=CURVES[key], xlabel="step")
-        if len(series[key]) > 1:
-            axes.legend(frameon=False, labelcolor=INK)
-
-    return panels([key for key in CURVES if series[key]], panel, 2.6, "Training curves")
 
 
 def lesion_sizes(cases: Sequence[CaseScores]) -> str:
@@ -126,19 +101,30 @@ def panels(
         return ""
     columns = min(columns, len(keys))
     lines = -(-len(keys) // columns)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height * lines), layout="constrained")
         grid = figure.subplots(lines, columns, squeeze=False).ravel()
         for axes, key in zip(grid, keys, strict=False):
             panel(axes, key)
         for axes in grid[len(keys) :]:
             axes.set_axis_off()
-        return _svg(figure, label)
+        return svg(figure, label)
 
 
-def short(name: str) -> str:
+def svg(figure: Any, label: str) -> str:
+    """A figure drawn in `STYLE` as SVG; `label` is what a reader who cannot see it is told."""
+    buffer = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has the glyph
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+
+
+def short(name: str, most: int = 20) -> str:
     """A name that leaves room for its chart; the tables have it in full."""
-    return name if len(name) <= 20 else f"{name[:19]}…"
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _boxes(axes: Any, values: Sequence[Sequence[float]], crowded: bool) -> None:
@@ -157,32 +143,11 @@ def _boxes(axes: Any, values: Sequence[Sequence[float]], crowded: bool) -> None:
             axes.plot(group, place + spread, "o", markersize=2.6, color=INK, alpha=0.45, mew=0)
 
 
-def _svg(figure: Any, label: str) -> str:
-    buffer = io.StringIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has the glyph
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
-
-
-def _series(log: Log, key: str) -> dict[str, Curve]:
-    """The finite values of one entry of a log by name; an entry may itself hold several by name."""
-    found: dict[str, Curve] = {}
-    for record in log:
-        entry = record.get(key)
-        for name, value in (entry if isinstance(entry, Mapping) else {key: entry}).items():
-            if value is not None and isfinite(value):
-                found.setdefault(name, []).append((record["step"], value))
-    return found
-
-
 def _cycle(count: int) -> list[str]:
     return [SERIES[index % len(SERIES)] for index in range(count)]
 
 
-_STYLE = {
+STYLE = {
     "figure.constrained_layout.hspace": 0.08,
     "figure.constrained_layout.wspace": 0.04,
     "svg.fonttype": "none",

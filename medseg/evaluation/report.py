@@ -10,7 +10,7 @@ from typing import Any
 from medseg import files
 from medseg.config.schema import Evaluation
 from medseg.errors import DataError
-from medseg.evaluation import figures, lesion_figures, subsets
+from medseg.evaluation import figures, lesion_figures, progress, subsets
 from medseg.evaluation import report_page as page
 from medseg.evaluation.overlay import PREDICTION_COLOUR, TRUTH_COLOUR, CaseView
 from medseg.evaluation.report_tables import (
@@ -75,7 +75,7 @@ def write(
         _tiles(summary),
         page.section("Summary", summary_table(summary), _SUMMARY),
         page.section("Distributions", page.card(figures.box_plots(worst_first))),
-        page.section("Training", page.card(figures.training_curves(report.log))),
+        page.section("Training", page.card(progress.training_curves(report.log))),
         page.section(
             "Lesions",
             lesion_table(summary) + page.card(figures.lesion_sizes(worst_first)),

@@ -10,11 +10,13 @@ from medseg.testing.functions import (
     check_sampler,
     check_transform,
 )
+from medseg.testing.loggers import check_logger
 from medseg.testing.networks import check_decoder, check_encoder, check_network
 
 __all__ = [
     "check_decoder",
     "check_encoder",
+    "check_logger",
     "check_loss",
     "check_network",
     "check_postprocessor",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,15 @@ from medseg.inference.window import autocast
 from medseg.networks.checkpoint import Checkpoint, Priors, save
 from medseg.networks.layers import channels_last
 from medseg.networks.sizes import beyond
-from medseg.training import cache, curves
+from medseg.training import cache
 from medseg.training.budget import Clock, learning_rate, steps_per_epoch
 from medseg.training.dataset import Patches, batches, recipe
 from medseg.training.fit import fitted
+from medseg.training.logbook import Logbook
 from medseg.training.meter import Meter
 from medseg.training.precision import measured
 from medseg.training.priors import measure
-from medseg.training.run import RunFolder
+from medseg.training.run import Record, RunFolder
 from medseg.training.setup import Setup, set_up
 from medseg.training.state import State
 from medseg.training.step import Step
@@ -88,9 +88,8 @@ def train(
         if state.precision != "fp32":
             channels_last(state.network)
             channels_last(state.average)
-        run.rewind(state.step)
-        with track("Train", 1.0, quiet=quiet) as tick:
-            _loop(setup, run, state, training, validation, tick)
+        with Logbook(run, config, state.step) as log, track("Train", 1.0, quiet=quiet) as tick:
+            _loop(setup, run, state, training, validation, log, tick)
     return run
 
 
@@ -100,6 +99,7 @@ def _loop(
     state: State,
     training: Sequence[cache.CachedCase],
     validation: Sequence[cache.CachedCase],
+    log: Logbook,
     tick: Tick,
 ) -> None:
     config, settings = setup.config, setup.config.train
@@ -108,7 +108,8 @@ def _loop(
     clock = Clock(settings.budget, steps_per_epoch(settings, len(training)), state.seconds)
     patches = Patches(training, recipe(config, setup.network.margin, setup.classes))
     priors = measure(patches, training, roi=config.inference.roi)
-    meter, step = Meter(), Step(state, loss, config.numbered)
+    meter = Meter(settings.batch * settings.accumulate, device)
+    step = Step(state, loss, config.numbered)
     first = state.step * settings.accumulate
     stream = batches(patches, settings, first, pin=device.type == "cuda")
     fraction = clock.fraction(state.step)
@@ -118,20 +119,17 @@ def _loop(
         parts = [step.prepare(next(stream), part) for part in range(settings.accumulate)]
         meter.computing()
         setup.tuning.rest(fraction)
-        meter.end(step(parts, lr))
+        meter.end(step(parts, lr), step.norm)
         before, fraction = fraction, clock.fraction(state.step)
         tick(_told(state, meter), to=fraction)
         is_due = _is_due(settings.validate_every, state.step, before, fraction)
         if is_due or state.step % _STEPS_PER_RECORD == 0:
-            record: dict[str, Any] = {
-                "step": state.step,
-                "lr": lr,
-                **meter.read(),
-                "seconds": clock.elapsed(),
-            }
+            record: Record = {"step": state.step, "lr": lr, **meter.read()}
+            record["seconds"] = clock.elapsed()
             if is_due:
                 record["validation"] = _validated(setup, run, state, validation, priors)
-            _append(run, record)
+                record["validation_seconds"] = clock.elapsed() - record["seconds"]
+            log.write(record)
         if is_due or (settings.save_every and state.step % settings.save_every == 0):
             state.seconds = clock.elapsed()
             state.save(run.state)
@@ -201,13 +199,6 @@ def _cached(
     with track("Preprocess", len(ids), quiet=quiet) as tick:
         done = cache.fill(folder, [by_id[i] for i in ids], setup.dataset, setup.preprocessor, tick)
     return done[: len(setup.ids.train)], done[len(setup.ids.train) :]
-
-
-def _append(run: RunFolder, record: dict[str, Any]) -> None:
-    with run.log.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-    if "validation" in record:
-        curves.draw(run.curves, run.records())
 
 
 def _told(state: State, meter: Meter) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from medseg import plugins
 from medseg.config import Config, dump
 from medseg.errors import ConfigError, DataError
-from medseg.files import read_json, sha256, write_json, write_text
+from medseg.files import finite, read_json, sha256, write_json, write_text
 from medseg.networks.load_report import LoadReport
 from medseg.version import VERSION
 from medseg.volumes.dataset import Dataset
@@ -133,6 +133,22 @@ class RunFolder:
     def records(self) -> list[Record]:
         """The log so far. A line that a crash cut short is left out."""
         return list(_records(self.log))
+
+    def append(self, record: Record) -> None:
+        """Add a line to the log; the system has it when this returns. NaN becomes null.
+
+        Raises:
+            DataError: It cannot be written.
+        """
+        line = json.dumps(finite(record), allow_nan=False)
+        try:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+        except OSError as error:
+            raise DataError(
+                self.log,
+                f"cannot be written: {error.strerror or error}; mend it, and go on with --resume",
+            ) from error
 
     def rewind(self, step: int) -> None:
         """Drop what the log holds beyond a step."""

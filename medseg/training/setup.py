@@ -23,7 +23,7 @@ from medseg.networks.describe import output_shapes
 from medseg.networks.load_report import LoadReport
 from medseg.networks.pretrained import load_pretrained
 from medseg.networks.sizes import beyond
-from medseg.registry import LOSSES, SAMPLERS, TRANSFORMS
+from medseg.registry import LOGGERS, LOSSES, SAMPLERS, TRANSFORMS
 from medseg.training.finetune import FineTuning
 from medseg.training.losses import DeepSupervision
 from medseg.training.samplers import Site
@@ -169,6 +169,7 @@ def _try_components(config: Config, dataset: Dataset) -> None:
     """Build what would otherwise be built only in workers, or after the training."""
     with _errors_within("train"):
         _try_sampler(config, dataset)
+        _try_loggers(config)
     build(config.preprocess.normalise, dataset.channels)
     for spec in config.augment.transforms:
         TRANSFORMS.build(spec.spec())
@@ -195,6 +196,14 @@ def _try_sampler(config: Config, dataset: Dataset) -> None:
             f"inference.mode is {config.inference.mode!r}",
             ("sampler",),
         )
+
+
+def _try_loggers(config: Config) -> None:
+    for n, spec in enumerate(config.train.loggers):
+        try:
+            LOGGERS.build(spec.spec())
+        except ConfigError as error:
+            raise ConfigError(str(error), ("loggers", n, *error.path)) from error
 
 
 def _drawn_once(sampler: Sampler, config: Config) -> None:

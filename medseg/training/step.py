@@ -30,6 +30,7 @@ class Step:
     def __init__(self, state: State, loss: nn.Module, config: Config) -> None:
         self.state, self.loss, self.config = state, loss, config
         self.device = next(state.network.parameters()).device
+        self.norm: Tensor | None = None  # of the last step's gradients, before they were clipped
         self.network: Callable[[Tensor], tuple[Tensor, ...]] = state.network
         if config.train.compile:
             self.network = torch.compile(state.network)
@@ -69,7 +70,7 @@ class Step:
             state.scaler.scale(value).backward()
         if self.config.train.clip is not None:
             state.scaler.unscale_(state.optimiser)
-            nn.utils.clip_grad_norm_(state.network.parameters(), self.config.train.clip)
+            self.norm = nn.utils.clip_grad_norm_(state.network.parameters(), self.config.train.clip)
         state.scaler.step(state.optimiser)
         state.scaler.update()
         state.update_average()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from medseg.postprocess.prediction import Prediction
 from medseg.testing import (
     check_decoder,
     check_encoder,
+    check_logger,
     check_loss,
     check_network,
     check_postprocessor,
@@ -352,3 +356,62 @@ def test_new_labels_are_for_steps_that_see_probabilities(prediction: Prediction)
         check_postprocessor(
             Decide(), replace(prediction, probabilities=np.full((2, 4, 4, 4), 0.5, np.float32))
         )
+
+
+class Quiet:
+    """A logger that keeps its contract."""
+
+    def start(self, folder: Path, config: dict[str, Any], step: int) -> None:
+        self.folder = folder
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def finish(self, status: str, best: dict[str, float], files: list[Path]) -> None:
+        pass
+
+
+class WritesWhenMade(Quiet):
+    def __init__(self, folder: Path) -> None:
+        (folder / "log.txt").touch()
+
+
+class Renames(Quiet):
+    def record(self, step: int, values: dict[str, float]) -> None:
+        values["train/loss"] = values.pop("loss")
+
+
+class Tidies(Quiet):
+    def finish(self, status: str, best: dict[str, float], files: list[Path]) -> None:
+        for file in files:
+            file.write_bytes(b"")
+
+
+class KnowsOneEnd(Quiet):
+    def finish(self, status: str, best: dict[str, float], files: list[Path]) -> None:
+        assert status == "finished"
+
+
+class RunsOn(Quiet):
+    def start(self, folder: Path, config: dict[str, Any], step: int) -> None:
+        self.over = threading.Event()
+        threading.Thread(target=self.over.wait, args=(2,), name="uploads", daemon=True).start()
+
+
+@pytest.mark.parametrize(
+    "logger, message",
+    [
+        (WritesWhenMade, r"left in the run folder: got .*log\.txt"),
+        (Renames, "`record` of a logger was given: got changed in place"),
+        (Tidies, "which a logger was told of: got changed"),
+        (KnowsOneEnd, "`finish` of a logger: got AssertionError"),
+        (RunsOn, r"after `finish`: got \['uploads'"),
+    ],
+)
+def test_broken_loggers(logger: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "good").mkdir()
+    check_logger(Quiet, tmp_path / "good")
+    (tmp_path / "bad").mkdir()
+    make = partial(logger, tmp_path / "bad") if logger is WritesWhenMade else logger
+    with pytest.raises(PluginError, match=message):
+        check_logger(make, tmp_path / "bad")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import torch
 
 from medseg import plugins
 from medseg.config.schema import ComponentSpec, Model
+from medseg.errors import ConfigError
 from medseg.networks.assembly import EncoderDecoder, build_network
 from medseg.networks.stages import cumulative
 from medseg.postprocess.prediction import Prediction
 from medseg.registry import (
     DECODERS,
     ENCODERS,
+    LOGGERS,
     LOSSES,
     NETWORKS,
     POSTPROCESSORS,
@@ -29,6 +32,7 @@ from medseg.registry import (
 from medseg.testing import (
     check_decoder,
     check_encoder,
+    check_logger,
     check_loss,
     check_network,
     check_postprocessor,
@@ -243,6 +247,33 @@ def test_sampler(name: str) -> None:
         for inside in (None, region):
             site = Site(label.shape, patch, voxels, label, inside, everywhere, turn=3)
             check_sampler(SAMPLERS.build(small(SAMPLERS, name), classes=3), site)
+
+
+@pytest.mark.filterwarnings("default:.*:FutureWarning")  # of MLflow, of its own store of files
+@pytest.mark.parametrize("name", LOGGERS.names())
+def test_logger(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    make = partial(LOGGERS.build, small(LOGGERS, name))
+    try:
+        make()
+    except ConfigError as error:  # its library is an extra
+        pytest.skip(str(error))
+    (tmp_path / "run").mkdir()
+    check_logger(make, tmp_path / "run")
+
+
+def test_the_logger_of_the_page_keeps_the_contract(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "logging.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    before = dict(LOGGERS._components)
+    try:
+        exec(page.partition("```python\n")[2].partition("```")[0], names)
+    finally:
+        LOGGERS._components = before
+    check_logger(names["Csv"], tmp_path)
+    rows = (tmp_path / "log.csv").read_text().split()
+    assert rows == ["25,0.04,", "50,0.02,0.5", "60,0.0166667,0.5"]
 
 
 @pytest.mark.parametrize("name", TRANSFORMS.names())

@@ -120,7 +120,8 @@ def test_plugins_lists_every_component(tmp_path: Path) -> None:
     assert done.returncode == 0
     lines = done.stdout.splitlines()[:-1]
     headings = [line for line in lines if not line.startswith(" ")]
-    kinds = ["encoder", "decoder", "network", "loss", "sampler", "transform", "postprocessor"]
+    kinds = ["encoder", "decoder", "network", "loss", "sampler", "logger", "transform",
+             "postprocessor"]  # fmt: skip
     assert headings == kinds
     at = lines.index(f"  tiny  {EXAMPLE}")
     assert lines[at + 1] == "    widths: tuple[int, ...] = (8, 16, 32)"

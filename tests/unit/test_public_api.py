@@ -15,6 +15,7 @@ import medseg
 NAMES = [
     "DECODERS",
     "ENCODERS",
+    "LOGGERS",
     "LOSSES",
     "NETWORKS",
     "POSTPROCESSORS",

@@ -236,5 +236,5 @@ def test_unknown_among_many_tells_the_nearest() -> None:
 
 def test_there_is_a_registry_for_each_kind() -> None:
     assert list(REGISTRIES) == [
-        "encoder", "decoder", "network", "loss", "sampler", "transform", "postprocessor"
+        "encoder", "decoder", "network", "loss", "sampler", "logger", "transform", "postprocessor"
     ]  # fmt: skip

@@ -250,17 +250,3 @@ def test_two_writes_are_equal(tmp_path):
 def test_importing_the_report_does_not_import_matplotlib():
     code = "import sys, medseg.evaluation.report; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_curves_show_what_the_log_holds():
-    assert figures.training_curves([]) == ""
-    assert figures.training_curves([{"step": 1, "loss": float("nan")}]) == ""
-    svg = figures.training_curves(LOG)
-    assert "currentColor" in svg  # dark on a light page, light on a dark one
-    assert figures.INK not in svg
-    for text in ("Loss", "Validation Dice", "Learning rate", ">core<", ">mean<"):
-        assert text in svg
-    svg = figures.training_curves([{"step": 1, "loss": 0.5, "lr": None, "lr_scale": 2.0}])
-    assert "Loss" in svg
-    assert "Learning rate" not in svg
-    assert "Validation" not in svg
