@@ -16,28 +16,23 @@ from medseg.batch.shard import Shard
 from medseg.config.data import Missing
 from medseg.config.schema import Config
 from medseg.console import track
-from medseg.errors import DataError, MedsegError
+from medseg.errors import DataError
 from medseg.evaluation.evaluate import Job
 from medseg.evaluation.evaluate import evaluate as score
-from medseg.evaluation.subsets import Subset
 from medseg.inference.inputs import needed
 from medseg.inference.predictor import Predictor
-from medseg.inference.settle import settle
 from medseg.inference.steps import Crf
-from medseg.inference.subsets import score_subsets
 from medseg.networks.checkpoint import save
 from medseg.networks.importing import import_network
 from medseg.networks.load_report import LoadReport
-from medseg.training import loop
+from medseg.study import one
+from medseg.study import train as studies
 from medseg.training.run import RunFolder
-from medseg.transforms.foreground import with_mask
 from medseg.tuning.result import Result
 from medseg.tuning.run import Request
 from medseg.tuning.run import tune as tune_cases
 from medseg.volumes import cases
-from medseg.volumes.dataset import Case, Dataset
-from medseg.volumes.image import Array
-from medseg.volumes.load import load_case
+from medseg.volumes.dataset import Dataset
 
 
 def train(
@@ -63,32 +58,43 @@ def train(
     Raises:
         MedsegError: Config, data or plugins are wrong (before the first step), or training failed.
     """
-    run = loop.train(config, output, device=device, resume=resume, quiet=quiet)
-    predictor = Predictor.load(run.path, device=device, plugins=config.plugins)
-    validation = cases.find(config.data).only(run.split().validation)
-    settle(run.model, predictor, validation.cases)
-    todo = Prediction((run.model,), run.validation, device=device, plugins=config.plugins)
-    with track("Predict", len(validation.cases), quiet=quiet) as tick:
-        outcome = batch.predict_cases(todo, predictor, validation.cases, tick)
-    if not outcome.is_complete:
-        raise MedsegError(
-            outcome.stopped
-            or f"{len(outcome.failed)} validation cases failed; see "
-            f"{run.validation / batch.FAILURES}"
-        )
-    every_subset: tuple[Subset, ...] = ()
-    if config.evaluation.subsets:
-        with track("Subsets", len(validation.cases), quiet=quiet) as tick:
-            every_subset = score_subsets(predictor, validation, tick)
-    title = f"{config.name}: validation"
-    job = Job(
-        validation, config.evaluation, title, run.records(), run.facts(), every_subset,
-        _region(config, validation),
-    )  # fmt: skip
-    with track("Evaluate", len(validation.cases), quiet=quiet) as tick:
-        summary = score(run.validation, job, run.validation, tick)
-    (run.validation / "report.html").replace(run.report)
-    return summary
+    return one.train(config, output, device=device, resume=resume, quiet=quiet)
+
+
+def train_study(
+    config: Config,
+    output: str | Path,
+    *,
+    fold: int | None = None,
+    all_folds: bool = False,
+    seeds: int | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+) -> studies.Outcome:
+    """Train folds, or seeds, or both, as far as they are not trained yet, and evaluate them.
+
+    The same call goes on where an earlier one was interrupted: see docs/cross_validation.md.
+
+    Args:
+        config: Of all runs.
+        output: The study's folder.
+        fold: Only this fold, from 0.
+        all_folds: All folds that `data.split` makes.
+        seeds: So many seeds, from the config's on; None: its own alone.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        quiet: Show no progress.
+
+    Returns:
+        Once all runs are trained, the summary of the predictions of each case by the models that
+        have not seen it, and the spread of the scores over folds and seeds.
+
+    Raises:
+        MedsegError: Config, data or plugins are wrong, the folder holds something else, or training
+            failed.
+    """
+    return studies.train(
+        config, output, fold=fold, all_folds=all_folds, seeds=seeds, device=device, quiet=quiet
+    )
 
 
 def predict(  # noqa: PLR0913  (what the command line has)
@@ -189,7 +195,7 @@ def evaluate(
             f"{predictions}: {left_out} cases have no mask and are not scored", stacklevel=2
         )
     title = f"Evaluation of {predictions}"
-    job = Job(dataset, config.evaluation, title, region=_region(config, dataset))
+    job = Job(dataset, config.evaluation, title, region=one.region(config, dataset))
     with track("Evaluate", len(dataset.cases), quiet=quiet) as tick:
         return score(Path(predictions), job, Path(output), tick)
 
@@ -280,21 +286,3 @@ def masked(predictions: str | Path, dataset: Dataset) -> list[str]:
         example = dataset.cases[0].id
         raise DataError(folder, f"holds no mask of a case, such as {example}.nii.gz")
     return ids
-
-
-def _region(config: Config, dataset: Dataset) -> Callable[[Case], Array] | None:
-    """How to find the region of interest of a case, where only that is to be scored."""
-    if not config.evaluation.roi:
-        return None
-
-    def find(case: Case) -> Array:
-        mask = with_mask(load_case(case, dataset), config.preprocess.mask).mask
-        if mask is None:
-            raise DataError(
-                case.files[0],
-                f"case {case.id!r} has no mask, and evaluation.roi scores inside one: give it, set "
-                "preprocess.mask to have it computed, or evaluation.roi to false",
-            )
-        return mask
-
-    return find

@@ -19,6 +19,7 @@ from medseg.registry import REGISTRIES, Registry
 
 if TYPE_CHECKING:  # it imports torch, which lists of components need not
     from medseg.batch.run import Outcome
+    from medseg.study.spread import Spread
 
 _TERMINAL = 80  # columns
 _LITERAL = re.compile(r"(?:typing\.)?Literal\[([^]]*)\]")
@@ -30,6 +31,7 @@ _SHOWN = {
     "nsd": ("NSD", 3),
     "volume_error_ml": ("Error mL", 2),
 }
+_LESION_MEANS = {"lesion_f1": ("Lesion F1", 3), "lesion_sensitivity": ("Lesion sens.", 3)}
 _LESIONS = {
     "false_per_case": ("False\n/case", 2),
     "sensitivity": ("Sens.", 3),
@@ -91,6 +93,24 @@ def subsets(found: Sequence[Mapping[str, Any]], title: str) -> Table:
         there = ("x" if name in subset["channels"] else "-" for name in channels)
         dice = (_number(value, 3) for value in (*subset["dice"].values(), subset["mean_dice"]))
         table.add_row(*there, str(subset["cases"]), *dice)
+    return table
+
+
+def spread(found: Spread) -> Table:
+    """Each score over folds or seeds: mean, sd, least and greatest."""
+    table = Table(title=f"Over {len(found.values)} {found.over}", title_justify="left")
+    for name in ("Class", "Score", "Mean", "SD", "Min", "Max"):
+        table.add_column(name, justify="left" if name in ("Class", "Score") else "right")
+    rows = [("mean", "Dice", 3, found.as_json()["mean_dice"])]
+    for name, measures in found.as_json()["classes"].items():
+        rows += [
+            (name, title, places, measures[key])
+            for key, (title, places) in {**_SHOWN, **_LESION_MEANS}.items()
+            if key in measures
+        ]
+    for name, title, places, about in rows:
+        cells = [_number(about[key], places) for key in ("mean", "sd", "min", "max")]
+        table.add_row(escape(name), title, *cells)
     return table
 
 

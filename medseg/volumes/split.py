@@ -26,6 +26,11 @@ class SplitIds:
     train: tuple[str, ...]
     validation: tuple[str, ...]
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.train, *self.validation)
+
 
 @dataclass(frozen=True)
 class Folds:
