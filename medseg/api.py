@@ -20,19 +20,21 @@ from medseg.errors import DataError
 from medseg.evaluation.evaluate import Job
 from medseg.evaluation.evaluate import evaluate as score
 from medseg.inference.inputs import needed
-from medseg.inference.predictor import Predictor
 from medseg.inference.steps import Crf
 from medseg.networks.checkpoint import save
 from medseg.networks.importing import import_network
 from medseg.networks.load_report import LoadReport
 from medseg.study import one
-from medseg.study import train as studies
-from medseg.training.run import RunFolder
+from medseg.study import tune as tuning
+from medseg.study.ensemble import ensemble
+from medseg.study.train import train_study
 from medseg.tuning.result import Result
 from medseg.tuning.run import Request
-from medseg.tuning.run import tune as tune_cases
 from medseg.volumes import cases
 from medseg.volumes.dataset import Dataset
+
+__all__ = ["ensemble", "evaluate", "import_model", "masked", "predict", "train", "train_study",
+           "tune"]  # fmt: skip
 
 
 def train(
@@ -61,42 +63,6 @@ def train(
     return one.train(config, output, device=device, resume=resume, quiet=quiet)
 
 
-def train_study(
-    config: Config,
-    output: str | Path,
-    *,
-    fold: int | None = None,
-    all_folds: bool = False,
-    seeds: int | None = None,
-    device: str = "auto",
-    quiet: bool = False,
-) -> studies.Outcome:
-    """Train folds, or seeds, or both, as far as they are not trained yet, and evaluate them.
-
-    The same call goes on where an earlier one was interrupted: see docs/cross_validation.md.
-
-    Args:
-        config: Of all runs.
-        output: The study's folder.
-        fold: Only this fold, from 0.
-        all_folds: All folds that `data.split` makes.
-        seeds: So many seeds, from the config's on; None: its own alone.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        quiet: Show no progress.
-
-    Returns:
-        Once all runs are trained, the summary of the predictions of each case by the models that
-        have not seen it, and the spread of the scores over folds and seeds.
-
-    Raises:
-        MedsegError: Config, data or plugins are wrong, the folder holds something else, or training
-            failed.
-    """
-    return studies.train(
-        config, output, fold=fold, all_folds=all_folds, seeds=seeds, device=device, quiet=quiet
-    )
-
-
 def predict(  # noqa: PLR0913  (what the command line has)
     model: str | Path | Sequence[str | Path],
     inputs: str | Path,
@@ -117,7 +83,8 @@ def predict(  # noqa: PLR0913  (what the command line has)
     """Predict a folder, a list of files or a CSV.
 
     Args:
-        model: A run folder or a .safetensors file, or several of these.
+        model: A run folder or a .safetensors file, the folder of a study (then all its runs
+            predict together), an `ensemble.json`, or several of these.
         inputs: A folder whose files are named as in training, a .nii.gz file, a .csv with the
             channels as columns, or a .txt with one case a line.
         output: Folder for the masks `ID.nii.gz`, their records `ID.json`, and `ledger.jsonl`.
@@ -214,10 +181,12 @@ def tune(
     """Tune a postprocessor on the validation cases, and put it into the model only if it helps.
 
     Each case is judged with options that were chosen on the other cases. The result, accepted or
-    not, goes into the model file and into `tuning/NAME.json` and `.html` of the run.
+    not, goes into the model file and into `tuning/NAME.json` and `.html` of the run. Of a study
+    or an ensemble each case is predicted by the models that have not seen it, and the result goes
+    into all models of the study, or into `ensemble.json`.
 
     Args:
-        run: The folder that `train` wrote.
+        run: The folder that `train` or `train_study` wrote, or an `ensemble.json`.
         name: A registered postprocessor, such as "crf".
         options: Options of it that are not to be varied.
         score: What is to rise: "dice", "iou", "nsd" or "lesion_f1".
@@ -233,13 +202,8 @@ def tune(
         MedsegError: There is no such run, postprocessor, option or score, or fewer than 2
             validation cases have labels.
     """
-    folder = RunFolder(run)
-    if folder.path.is_file():
-        raise DataError(run, "a run folder is needed: it says which cases did not train")
-    predictor = Predictor.load(run, device=device, plugins=plugins, overrides=overrides)
-    validation = cases.find(predictor.config.data).only(folder.split().validation)
     request = Request(name, options or {}, score, quiet)
-    return tune_cases(predictor, folder.model, validation.cases, folder.path / "tuning", request)
+    return tuning.tune(run, request, device=device, plugins=plugins, overrides=overrides)
 
 
 def import_model(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from medseg.config import Config, dump
 from medseg.console import track
@@ -89,7 +90,12 @@ class Study:
         split = _drawn(config, has_folds, quiet)
         write_json(self.splits, {**asdict(split), "seed": config.seed})
         write_text(self.config, dump(_normal(config, has_folds)))
-        about = {"format": _FORMAT, "medseg": VERSION, "folds": None, "seeds": seeds}
+        about: dict[str, Any] = {
+            "format": _FORMAT,
+            "medseg": VERSION,
+            "folds": None,
+            "seeds": seeds,
+        }
         if isinstance(split, Folds):
             about["folds"] = len(split.folds)
         write_json(self.about, about)  # last: it says that there is a study
@@ -181,7 +187,7 @@ class Study:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _about(self) -> dict[str, object]:
+    def _about(self) -> dict[str, Any]:
         about = read_json(self.about)
         if not isinstance(about, dict) or about.get("format") != _FORMAT:
             raise DataError(self.about, f"not a study of medseg {VERSION}")

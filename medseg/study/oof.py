@@ -54,8 +54,8 @@ def gather(
     everyone = dataset.only(ids)
     title = f"{config.name}: out of fold" if len(by_fold) > 1 else f"{config.name}: validation"
     region = one.region(config, everyone)
-    job = Job(everyone, config.evaluation, title, facts=_facts(study, runs), region=region)
-    return one.score(study.oof, job, study.report, quiet=quiet)
+    scored = Job(everyone, config.evaluation, title, facts=_facts(study, runs), region=region)
+    return one.score(study.oof, scored, study.report, quiet=quiet)
 
 
 def _take(source: Path, target: Path, ids: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ class Outcome:
     missing: tuple[str, ...] = ()
 
 
-def train(
+def train_study(
     config: Config,
     output: str | Path,
     *,
@@ -47,7 +47,7 @@ def train(
     """Train runs of a study, as far as they are not trained yet; evaluate once all of them are.
 
     A study is begun by the first call. Later ones go on with it: with what was interrupted,
-    bit-exactly as one run does, and with what is missing.
+    bit-exactly as one run does, and with what is missing. See docs/cross_validation.md.
 
     Args:
         config: Of all runs.

@@ -60,7 +60,7 @@ def train(
     Raises:
         MedsegError: Whatever is wrong with config, data or plugins, before the first step.
     """
-    where, run = pick_device(device), RunFolder(output, part and part.cache)
+    where, run = pick_device(device), RunFolder(output, part.cache if part else None)
     if run.config.exists():  # told before the data are read, which may take long
         with run.lock():
             run.refuse_another(resume)
@@ -68,7 +68,7 @@ def train(
         torch.set_num_threads(config.train.threads)
     with track("Check", 1, quiet=quiet) as tick:
         is_begun = resume and run.state.exists()
-        setup = set_up(config, take_weights=not is_begun, ids=part and part.ids)
+        setup = set_up(config, take_weights=not is_begun, ids=part.ids if part else None)
         for precision in (config.train.precision, config.inference.precision):
             autocast(where, precision)  # refuses what the device lacks
         tick(f"{len(setup.ids.train)} cases train, {len(setup.ids.validation)} validate")
