@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from medseg.config import load
 from medseg.files import sha256
 from medseg.inference import ensembles
 from medseg.inference.predictor import Predictor
-from medseg.training.run import RunFolder
+from medseg.training import loop
+from medseg.training.run import Part, RunFolder
+from medseg.training.setup import set_up
 from medseg.training.state import State
 
 pytestmark = pytest.mark.slow
@@ -193,3 +196,19 @@ def test_an_ensemble_is_chosen_on_what_no_run_has_seen(copied: Path, heads: Path
     outcome = medseg.predict(moved / "ensemble.json", heads / "imagesTr", moved / "masks",
                              device="cpu", quiet=True)  # fmt: skip
     assert len(outcome.done) == 6
+
+
+def test_a_run_of_its_own_draws_the_split_of_the_study(study: Path) -> None:
+    for k in FOLDS:
+        config = load(study.with_name("run.yaml"), [f"data.split.fold={k}"])
+        assert set_up(config).ids == RunFolder(study / f"fold_{k}").split()
+
+
+def test_cpu_seconds_are_those_of_the_run(study: Path, tmp_path: Path) -> None:
+    """Not those of the folds before it, which would leave it none."""
+    config = load(study.with_name("run.yaml"), ["train.budget={cpu_seconds: 2}"])
+    part = Part(RunFolder(study / "fold_0").split(), study / "cache", time.process_time())
+    assert time.process_time() > 2
+    run = loop.train(config, tmp_path / "run", device="cpu", quiet=True, part=part)
+    assert run.records()[-1]["step"] > 0
+    assert 2 <= run.records()[-1]["seconds"] < 10
