@@ -44,24 +44,17 @@ def test_every_case_is_in_one_fold_and_folds_are_even(held, folds, seed):
     assert max(map(len, found)) - min(map(len, found)) <= 1
 
 
-@given(
-    shares=st.lists(st.floats(0.1, 1), min_size=1, max_size=3),
-    folds=st.integers(2, 5),
-    seed=st.integers(0, 2**32),
-)
-def test_a_class_with_enough_cases_is_in_every_fold(shares, folds, seed):
+@pytest.mark.parametrize("seed", range(12))
+def test_every_fold_has_its_share_of_every_class(seed: int):
+    """Of five classes that come and go by themselves: by chance, folds differ by 3 and 4 cases."""
     rng = np.random.default_rng(seed)
-    has = rng.random((50, len(shares))) < shares
     known = {
-        f"c{n}": Stratum(frozenset(map(str, np.flatnonzero(row))), float(rng.lognormal()))
-        for n, row in enumerate(has)
+        f"c{n}": Stratum(frozenset(name for name in "abcde" if rng.random() < 0.3), rng.random())
+        for n in range(60)
     }
-    for name in map(str, range(len(shares))):
-        counts = [
-            sum(name in known[case].classes for case in ids) for ids in drawn(known, folds).folds
-        ]
-        assert max(counts) - min(counts) <= 3
-        assert min(counts) > 0 or sum(counts) < 2 * folds
+    for name in "abcde":
+        counts = [sum(name in known[case].classes for case in ids) for ids in drawn(known, 5).folds]
+        assert max(counts) - min(counts) <= 2
 
 
 def test_the_few_cases_of_a_rare_class_are_spread():
