@@ -75,7 +75,7 @@ class Study:
             ConfigError: The study was begun with another config, or has no folds.
             DataError: Something else is in the folder, or the cases or the split have changed.
         """
-        if not self.about.exists() and (self.path / "log.jsonl").exists():
+        if not self.about.exists() and RunFolder(self.path).environment.exists():
             raise DataError(
                 self.path, "holds a run, and a study needs a folder of its own: give another -o"
             )

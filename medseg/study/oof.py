@@ -11,7 +11,7 @@ from medseg.batch import outputs
 from medseg.batch.job import Job as Prediction
 from medseg.config.schema import Config
 from medseg.evaluation.evaluate import Job
-from medseg.files import atomic, sha256
+from medseg.files import atomic, read_json, sha256
 from medseg.inference.predictor import Predictor
 from medseg.study import one
 from medseg.study.folder import Place, Study
@@ -47,7 +47,7 @@ def gather(
         ids += [case.id for case in validation]
         models = tuple(run.model for run in members)
         if len(members) == 1:
-            _take(members[0].validation, study.oof, [case.id for case in validation])
+            _take(members[0], study.oof, [case.id for case in validation])
         predictor = Predictor.load(models, device=device, plugins=config.plugins)
         job = Prediction(models, study.oof, device=device, plugins=config.plugins)
         one.predict(job, predictor, validation, quiet=quiet)
@@ -58,12 +58,15 @@ def gather(
     return one.score(study.oof, scored, study.report, quiet=quiet)
 
 
-def _take(source: Path, target: Path, ids: Sequence[str]) -> None:
-    """Copy what is not there yet; whether it is up to date is for the batch run to see."""
+def _take(run: RunFolder, target: Path, ids: Sequence[str]) -> None:
+    """Copy what the run's present model predicted; the batch run sees whether it is up to date."""
+    model = sha256(run.model)
     for case in ids:
-        record = outputs.sidecar(source, case)
-        for file in (*outputs.volumes(source, case), record):
-            copy = target / file.relative_to(source)
+        record = outputs.sidecar(run.validation, case)
+        if not record.is_file() or read_json(record).get("model") != model:
+            continue  # a step has been tuned since
+        for file in (*outputs.volumes(run.validation, case), record):
+            copy = target / file.relative_to(run.validation)
             if file.is_file() and not (copy.is_file() and sha256(copy) == sha256(file)):
                 with atomic(copy) as temporary:
                     shutil.copyfile(file, temporary)

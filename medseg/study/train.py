@@ -62,7 +62,7 @@ def train_study(
         ConfigError: There is no such fold, or the study was begun with another config.
         MedsegError: As of `study.one.train`.
     """
-    study, has_folds = Study(output), all_folds or fold is not None
+    start_up, study, has_folds = time.process_time(), Study(output), all_folds or fold is not None
     study.begin(config, has_folds=has_folds, seeds=seeds, quiet=quiet)
     places = study.places()
     wanted = [place for place in places if all_folds or place.fold == fold]
@@ -71,10 +71,9 @@ def train_study(
         raise ConfigError(
             f"--fold {fold}: {study.path} has {folds} folds, counted from 0", ("data", "split")
         )
-    spent = 0.0
     for place in wanted:
+        spent = time.process_time() - start_up  # each run is charged for starting up, as if alone
         _train(study, config, place, spent, device, quiet)
-        spent = time.process_time()
     missing = tuple(place.name for place in places if not study.run(place).report.exists())
     if missing:
         return Outcome(None, missing=missing)

@@ -44,7 +44,7 @@ class Target:
         """
         path = Path(model)
         if not path.exists():
-            raise DataError(path, "not a readable model: there is no such file or folder")
+            raise DataError(path, "not a readable model (no such file or folder)")
         source = ensembles.find(path)
         if source.path.name == ensembles.MODEL and path.is_dir():
             member = Member(source.path, 1.0, "", ".")

@@ -163,6 +163,14 @@ def test_a_step_is_tuned_by_models_that_have_not_seen_the_cases(
         model = Predictor.load(copied / f"fold_{k}", device="cpu").checkpoint
         assert [tuned.name for tuned in model.tuned] == ["min_volume"]
     assert Predictor.load(copied, device="cpu").passes == 3  # what was tuned is no other weight
+    config = load(copied.with_name("run.yaml"))
+    for _ in range(2):
+        api.train_study(config, copied, all_folds=True, device="cpu", quiet=True)
+        for case, run in seen.items():
+            model = sha256(run / "model.safetensors")
+            assert read(copied / "oof" / f"{case}.json")["model"] == model
+    last = [json.loads(line) for line in (copied / "oof" / "ledger.jsonl").read_text().splitlines()]
+    assert {entry["status"] for entry in last[-7:] if entry["event"] == "case"} == {"kept"}
 
 
 def test_an_ensemble_is_chosen_on_what_no_run_has_seen(copied: Path, heads: Path, cli: Cli) -> None:
