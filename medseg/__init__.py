@@ -8,7 +8,7 @@ from medseg.version import VERSION
 __version__ = VERSION
 
 if TYPE_CHECKING:
-    from medseg.api import evaluate, predict, train, tune
+    from medseg.api import ensemble, evaluate, predict, train, train_study, tune
     from medseg.config.load import load as load_config
     from medseg.config.schema import Config
     from medseg.errors import ConfigError, DataError, MedsegError, PluginError
@@ -44,11 +44,13 @@ _HOMES = {
     "Predictor": "medseg.inference.predictor",
     "SAMPLERS": "medseg.registry",
     "TRANSFORMS": "medseg.registry",
+    "ensemble": "medseg.api",
     "evaluate": "medseg.api",
     "load_config": "medseg.config.load",
     "load_plugins": "medseg.plugins",
     "predict": "medseg.api",
     "train": "medseg.api",
+    "train_study": "medseg.api",
     "tune": "medseg.api",
 }
 
@@ -70,11 +72,13 @@ __all__ = [
     "PluginError",
     "Predictor",
     "__version__",
+    "ensemble",
     "evaluate",
     "load_config",
     "load_plugins",
     "predict",
     "train",
+    "train_study",
     "tune",
 ]
 

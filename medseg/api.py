@@ -16,28 +16,25 @@ from medseg.batch.shard import Shard
 from medseg.config.data import Missing
 from medseg.config.schema import Config
 from medseg.console import track
-from medseg.errors import DataError, MedsegError
+from medseg.errors import DataError
 from medseg.evaluation.evaluate import Job
 from medseg.evaluation.evaluate import evaluate as score
-from medseg.evaluation.subsets import Subset
 from medseg.inference.inputs import needed
-from medseg.inference.predictor import Predictor
-from medseg.inference.settle import settle
 from medseg.inference.steps import Crf
-from medseg.inference.subsets import score_subsets
 from medseg.networks.checkpoint import save
 from medseg.networks.importing import import_network
 from medseg.networks.load_report import LoadReport
-from medseg.training import loop
-from medseg.training.run import RunFolder
-from medseg.transforms.foreground import with_mask
+from medseg.study import one
+from medseg.study import tune as tuning
+from medseg.study.ensemble import ensemble
+from medseg.study.train import train_study
 from medseg.tuning.result import Result
 from medseg.tuning.run import Request
-from medseg.tuning.run import tune as tune_cases
 from medseg.volumes import cases
-from medseg.volumes.dataset import Case, Dataset
-from medseg.volumes.image import Array
-from medseg.volumes.load import load_case
+from medseg.volumes.dataset import Dataset
+
+__all__ = ["ensemble", "evaluate", "import_model", "masked", "predict", "train", "train_study",
+           "tune"]  # fmt: skip
 
 
 def train(
@@ -63,32 +60,7 @@ def train(
     Raises:
         MedsegError: Config, data or plugins are wrong (before the first step), or training failed.
     """
-    run = loop.train(config, output, device=device, resume=resume, quiet=quiet)
-    predictor = Predictor.load(run.path, device=device, plugins=config.plugins)
-    validation = cases.find(config.data).only(run.split().validation)
-    settle(run.model, predictor, validation.cases)
-    todo = Prediction((run.model,), run.validation, device=device, plugins=config.plugins)
-    with track("Predict", len(validation.cases), quiet=quiet) as tick:
-        outcome = batch.predict_cases(todo, predictor, validation.cases, tick)
-    if not outcome.is_complete:
-        raise MedsegError(
-            outcome.stopped
-            or f"{len(outcome.failed)} validation cases failed; see "
-            f"{run.validation / batch.FAILURES}"
-        )
-    every_subset: tuple[Subset, ...] = ()
-    if config.evaluation.subsets:
-        with track("Subsets", len(validation.cases), quiet=quiet) as tick:
-            every_subset = score_subsets(predictor, validation, tick)
-    title = f"{config.name}: validation"
-    job = Job(
-        validation, config.evaluation, title, run.records(), run.facts(), every_subset,
-        _region(config, validation),
-    )  # fmt: skip
-    with track("Evaluate", len(validation.cases), quiet=quiet) as tick:
-        summary = score(run.validation, job, run.validation, tick)
-    (run.validation / "report.html").replace(run.report)
-    return summary
+    return one.train(config, output, device=device, resume=resume, quiet=quiet)
 
 
 def predict(  # noqa: PLR0913  (what the command line has)
@@ -111,7 +83,8 @@ def predict(  # noqa: PLR0913  (what the command line has)
     """Predict a folder, a list of files or a CSV.
 
     Args:
-        model: A run folder or a .safetensors file, or several of these.
+        model: A run folder or a .safetensors file, the folder of a study (then all its runs
+            predict together), an `ensemble.json`, or several of these.
         inputs: A folder whose files are named as in training, a .nii.gz file, a .csv with the
             channels as columns, or a .txt with one case a line.
         output: Folder for the masks `ID.nii.gz`, their records `ID.json`, and `ledger.jsonl`.
@@ -189,7 +162,7 @@ def evaluate(
             f"{predictions}: {left_out} cases have no mask and are not scored", stacklevel=2
         )
     title = f"Evaluation of {predictions}"
-    job = Job(dataset, config.evaluation, title, region=_region(config, dataset))
+    job = Job(dataset, config.evaluation, title, region=one.region(config, dataset))
     with track("Evaluate", len(dataset.cases), quiet=quiet) as tick:
         return score(Path(predictions), job, Path(output), tick)
 
@@ -208,10 +181,12 @@ def tune(
     """Tune a postprocessor on the validation cases, and put it into the model only if it helps.
 
     Each case is judged with options that were chosen on the other cases. The result, accepted or
-    not, goes into the model file and into `tuning/NAME.json` and `.html` of the run.
+    not, goes into the model file and into `tuning/NAME.json` and `.html` of the run. Of a study
+    or an ensemble each case is predicted by the models that have not seen it, and the result goes
+    into all models of the study, or into `ensemble.json`.
 
     Args:
-        run: The folder that `train` wrote.
+        run: The folder that `train` or `train_study` wrote, or an `ensemble.json`.
         name: A registered postprocessor, such as "crf".
         options: Options of it that are not to be varied.
         score: What is to rise: "dice", "iou", "nsd" or "lesion_f1".
@@ -227,13 +202,8 @@ def tune(
         MedsegError: There is no such run, postprocessor, option or score, or fewer than 2
             validation cases have labels.
     """
-    folder = RunFolder(run)
-    if folder.path.is_file():
-        raise DataError(run, "a run folder is needed: it says which cases did not train")
-    predictor = Predictor.load(run, device=device, plugins=plugins, overrides=overrides)
-    validation = cases.find(predictor.config.data).only(folder.split().validation)
     request = Request(name, options or {}, score, quiet)
-    return tune_cases(predictor, folder.model, validation.cases, folder.path / "tuning", request)
+    return tuning.tune(run, request, device=device, plugins=plugins, overrides=overrides)
 
 
 def import_model(
@@ -280,21 +250,3 @@ def masked(predictions: str | Path, dataset: Dataset) -> list[str]:
         example = dataset.cases[0].id
         raise DataError(folder, f"holds no mask of a case, such as {example}.nii.gz")
     return ids
-
-
-def _region(config: Config, dataset: Dataset) -> Callable[[Case], Array] | None:
-    """How to find the region of interest of a case, where only that is to be scored."""
-    if not config.evaluation.roi:
-        return None
-
-    def find(case: Case) -> Array:
-        mask = with_mask(load_case(case, dataset), config.preprocess.mask).mask
-        if mask is None:
-            raise DataError(
-                case.files[0],
-                f"case {case.id!r} has no mask, and evaluation.roi scores inside one: give it, set "
-                "preprocess.mask to have it computed, or evaluation.roi to false",
-            )
-        return mask
-
-    return find

@@ -19,6 +19,8 @@ from medseg.registry import REGISTRIES, Registry
 
 if TYPE_CHECKING:  # it imports torch, which lists of components need not
     from medseg.batch.run import Outcome
+    from medseg.study.ensemble import Chosen
+    from medseg.study.spread import Spread
 
 _TERMINAL = 80  # columns
 _LITERAL = re.compile(r"(?:typing\.)?Literal\[([^]]*)\]")
@@ -30,6 +32,7 @@ _SHOWN = {
     "nsd": ("NSD", 3),
     "volume_error_ml": ("Error mL", 2),
 }
+_LESION_MEANS = {"lesion_f1": ("Lesion F1", 3), "lesion_sensitivity": ("Lesion sens.", 3)}
 _LESIONS = {
     "false_per_case": ("False\n/case", 2),
     "sensitivity": ("Sens.", 3),
@@ -92,6 +95,52 @@ def subsets(found: Sequence[Mapping[str, Any]], title: str) -> Table:
         dice = (_number(value, 3) for value in (*subset["dice"].values(), subset["mean_dice"]))
         table.add_row(*there, str(subset["cases"]), *dice)
     return table
+
+
+def spread(found: Spread) -> Table:
+    """Each score over folds or seeds: mean, sd, least and greatest."""
+    table = Table(title=f"Over {len(found.values)} {found.over}", title_justify="left")
+    for name in ("Class", "Score", "Mean", "SD", "Min", "Max"):
+        table.add_column(name, justify="left" if name in ("Class", "Score") else "right")
+    about, rows = found.as_json(), list[tuple[str, str, int, Mapping[str, Any]]]()
+    if len(found.classes) > 1:
+        rows.append(("mean", "Dice", 3, about["mean_dice"]))
+    for name, measures in about["classes"].items():
+        rows += [
+            (name, title, places, measures[key])
+            for key, (title, places) in {**_SHOWN, **_LESION_MEANS}.items()
+            if key in measures
+        ]
+    for name, title, places, values in rows:
+        cells = [_number(values[key], places) for key in ("mean", "sd", "min", "max")]
+        table.add_row(escape(name), title, *cells)
+    return table
+
+
+def ensemble(found: Chosen) -> Group:
+    """How much each run counts, and what that is worth."""
+    choice = found.choice
+    left = f", {len(found.seen)} left out that a run has trained on" if found.seen else ""
+    title = f"Mean Dice of {len(found.cases)} cases that no model has seen{left}"
+    table = Table(title=title, title_justify="left")
+    for name in ("Run", "Weight", "Dice"):
+        table.add_column(name, justify="left" if name == "Run" else "right", overflow="fold")
+    for run, weight, dice in zip(found.runs, choice.weights, choice.alone, strict=True):
+        table.add_row(escape(run), _number(weight, 2), _number(dice, 4))
+    table.add_section()
+    table.add_row("all, each counting the same", "", _number(choice.mean, 4))
+    table.add_row("the selection, on the cases that chose it", "", _number(choice.selected, 4))
+    table.add_row("the selection, on cases left out", "", _number(choice.held_out, 4))
+    told = [
+        f"On cases left out the selection is {mean:+.4f} [{low:+.4f}, {high:+.4f}] over {what}."
+        for what, difference in (("equal weights", choice.over_mean),
+                                 ("the best run", choice.over_best))
+        if difference is not None
+        for mean, low, high in [difference]
+    ]  # fmt: skip
+    if not choice.is_selection:
+        told.append("That is no gain over equal weights, and so all runs count the same.")
+    return Group(table, *told)
 
 
 def outcome(found: Outcome, output: Path, *, quiet: bool) -> None:

@@ -98,6 +98,19 @@ def model(recipe: Callable[..., Path]) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(scope="session")
+def study(recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of three folds, hardly trained, beside its `run.yaml`. Do not change: copy it."""
+    from medseg import api
+    from medseg.config import load
+
+    path = recipe(**{"train.budget": {"steps": 4}, "train.save_every": 1})
+    folder = tmp_path_factory.mktemp("study") / "study"
+    api.train_study(load(path), folder, all_folds=True, device="cpu", quiet=True)
+    path.rename(folder.with_name("run.yaml"))
+    return folder
+
+
 @pytest.fixture
 def cli(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

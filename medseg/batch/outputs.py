@@ -23,7 +23,8 @@ from medseg.batch.entry import readable
 from medseg.config.schema import Config
 from medseg.errors import DataError
 from medseg.files import read_json, sha256
-from medseg.inference.predictor import Predictor, model_file
+from medseg.inference.ensembles import model_files
+from medseg.inference.predictor import Predictor
 from medseg.inference.steps import entries
 from medseg.postprocess.prediction import Prediction
 from medseg.version import VERSION
@@ -97,6 +98,8 @@ def provenance(predictor: Predictor, models: Sequence[Path]) -> dict[str, Any]:
     parts = _decisive(first)
     if others:
         parts["ensemble"] = [_decisive(config) for config in others]
+    if predictor.weights is not None:
+        parts["weights"] = list(predictor.weights)
     steps = entries(predictor.checkpoint, predictor.crf)
     parts["postprocess"] = [entry.model_dump(mode="json") for entry in steps]
     if first.evaluation.lesions and not first.inference.probabilities:
@@ -109,7 +112,7 @@ def provenance(predictor: Predictor, models: Sequence[Path]) -> dict[str, Any]:
             "numpy": np.__version__, "nibabel": nib.__version__,
         },
         "device": predictor.device.type,
-        "model": "+".join(sha256(model_file(model)) for model in models),
+        "model": "+".join(sha256(model) for model in model_files(models)),
         "settings": digest,
         "plugins": [
             dict(plugin) for plugin in predictor.checkpoint.plugins if "=" not in plugin["plugin"]

@@ -9,7 +9,9 @@ import typer
 
 from medseg.cli.app import app
 from medseg.cli.options import ConfigFile, Device, Overrides, Plugins
+from medseg.config.schema import Config
 from medseg.console import console
+from medseg.errors import ConfigError
 
 
 @app.command()
@@ -40,21 +42,55 @@ def check(config: ConfigFile, plugin: Plugins = None, overrides: Overrides = Non
 @app.command()
 def train(
     config: ConfigFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The run folder.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The run folder; of several runs, the study's.")
+    ],
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with this run.")] = False,
+    fold: Annotated[
+        int | None, typer.Option(min=0, metavar="K", help="Train fold K into fold_K, from 0.")
+    ] = None,
+    all_folds: Annotated[
+        bool, typer.Option("--all-folds", help="Train every fold, or go on with what is missing.")
+    ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Train with N seeds, into seed_...")
+    ] = None,
     plugin: Plugins = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train a model, and score it on the validation cases."""
+    """Train a model, and score it on the validation cases; or one for each fold or seed."""
     from medseg.config import load
 
+    if fold is not None and all_folds:
+        raise ConfigError("--fold and --all-folds: give one of them")
     loaded = load(config, overrides or [], plugin or [])  # its mistakes come before torch does
     from medseg import api, tables
 
+    if fold is not None or all_folds or seeds is not None:
+        _study(loaded, output, fold, all_folds, seeds, device)
+        return
     summary = api.train(loaded, output, device=device, resume=resume)
     console.print(tables.scores(summary, f"{loaded.name}: validation"))
     if "every_subset" in summary:
         console.print(tables.subsets(summary["every_subset"], "Every subset of the channels"))
     tables.paths({"Report": output / "report.html", "Masks": output / "validation",
                   "Model": output / "model.safetensors"})  # fmt: skip
+
+
+def _study(
+    config: Config, output: Path, fold: int | None, all_folds: bool, seeds: int | None, device: str
+) -> None:
+    from medseg import api, tables
+
+    found = api.train_study(
+        config, output, fold=fold, all_folds=all_folds, seeds=seeds, device=device
+    )
+    if found.summary is None:
+        console.print(f"Not trained yet: {', '.join(found.missing)}")
+        return
+    console.print(tables.scores(found.summary, f"{config.name}: {found.summary['cases']} cases"))
+    for spread in found.spreads:
+        console.print(tables.spread(spread))
+    tables.paths({"Report": output / "report.html", "Masks": output / "oof",
+                  "Ensemble": output / "ensemble.json"})  # fmt: skip

@@ -1,4 +1,4 @@
-"""Commands that use a model or make one of what others trained: predict, evaluate, tune, import."""
+"""Commands that use models, or make one of others: predict, evaluate, tune, ensemble, import."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ from medseg.console import console, errors
 @app.command()
 def predict(  # noqa: PLR0913, PLR0917  (options)
     model: Annotated[
-        list[Path], typer.Option("--model", "-m", help="A run folder or model file; repeatable.")
+        list[Path],
+        typer.Option(
+            "--model", "-m", help="A run, study, ensemble.json or model file; repeatable."
+        ),
     ],
     inputs: Annotated[
         Path, typer.Option("--input", "-i", help="A folder, a .nii.gz, a .csv or a .txt list.")
@@ -103,7 +106,9 @@ def evaluate(
 @app.command()
 def tune(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A postprocessor, as crf.")],
-    model: Annotated[Path, typer.Option("--model", "-m", help="A run folder.")],
+    model: Annotated[
+        Path, typer.Option("--model", "-m", help="A run or study folder, or an ensemble.json.")
+    ],
     score: Annotated[str, typer.Option(help="dice, iou, nsd or lesion_f1.")] = "dice",
     device: Device = "auto",
     plugin: Plugins = None,
@@ -117,6 +122,7 @@ def tune(
 ) -> None:
     """Tune a postprocessor on the validation cases; the model takes it only if it helps."""
     from medseg import api, tables
+    from medseg.study.tune import folder_of
     from medseg.tuning.summary import table
 
     options, overrides = _fixed(settings or [])
@@ -126,7 +132,28 @@ def tune(
     )  # fmt: skip
     console.print(table(result))
     console.print(result.verdict, markup=False)
-    tables.paths({"Report": model / "tuning" / f"{name}.html"})
+    tables.paths({"Report": folder_of(model) / f"{name}.html"})
+
+
+@app.command()
+def ensemble(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run or study folders.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The ensemble's file, .json.")],
+    device: Device = "auto",
+    plugin: Plugins = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting, as data.path=x; repeatable."),
+    ] = None,
+) -> None:
+    """Choose how much each run counts, on cases that none has trained on, and write that down."""
+    from medseg import api, tables
+
+    found = api.ensemble(
+        runs, output, device=device, plugins=here(plugin), overrides=settings or []
+    )
+    console.print(tables.ensemble(found))
+    tables.paths({"Ensemble": output})
 
 
 @app.command("import")

@@ -26,10 +26,14 @@ class Split(Section):
     """Which cases train and which validate."""
 
     file: PathString | None = Field(
-        None, description='JSON file {"train": [ids], "validation": [ids]}; null: draw folds'
+        None,
+        description='JSON file {"train": [ids], "validation": [ids]} or {"folds": [[ids], ...]}; '
+        "null: draw folds",
     )
     folds: Annotated[int, Field(ge=2)] = Field(
-        5, description="number of folds drawn from the seed when there is no file"
+        5,
+        description="number of folds drawn from the seed when there is no file, alike in classes "
+        "and lesion volumes",
     )
     fold: Annotated[int, Field(ge=0)] = Field(0, description="the fold that validates, from 0")
 

@@ -40,7 +40,13 @@ class Wanted:
         return not asked and self.uncertainty == "none"
 
 
-def collect(passes: Sequence[Pass], whole: Prediction, wanted: Wanted, memory: int) -> Prediction:
+def collect(
+    passes: Sequence[Pass],
+    whole: Prediction,
+    wanted: Wanted,
+    memory: int,
+    weights: Sequence[float] | None = None,
+) -> Prediction:
     """Predict a volume: the mean of the probabilities of all passes.
 
     Args:
@@ -48,6 +54,7 @@ def collect(passes: Sequence[Pass], whole: Prediction, wanted: Wanted, memory: i
         whole: The volume (image, affine, mask), whose labels are all 0.
         wanted: What else is to be kept.
         memory: MiB for sums of windows, of all passes together.
+        weights: Of each pass in the mean, summing to 1; None: all the same.
 
     Raises:
         NonFiniteError: A network gave NaN or infinity.
@@ -76,7 +83,7 @@ def collect(passes: Sequence[Pass], whole: Prediction, wanted: Wanted, memory: i
             continue
         streams = zip(*(one.shares(blocks) for one in passes), strict=True)
         for block, members in zip(blocks, streams, strict=True):
-            mean = _mean(members)
+            mean = _mean(members, weights)
             if doubt is not None:
                 doubt[block] = _doubt(members, mean, wanted.uncertainty)
             part = _steps(whole, block, mean.cpu().numpy(), wanted.steps)
@@ -91,9 +98,14 @@ def collect(passes: Sequence[Pass], whole: Prediction, wanted: Wanted, memory: i
     )
 
 
-def _mean(members: Sequence[Tensor]) -> Tensor:
+def _mean(members: Sequence[Tensor], weights: Sequence[float] | None) -> Tensor:
     if len(members) == 1:
         return members[0]
+    if weights is not None:
+        total = members[0] * weights[0]
+        for member, weight in zip(members[1:], weights[1:], strict=True):
+            total += member.to(total) * weight
+        return total
     return torch.stack([member.to(members[0]) for member in members]).mean(0)
 
 

@@ -16,6 +16,7 @@ import torch
 from medseg.config.data import Missing
 from medseg.config.schema import Config
 from medseg.errors import ConfigError, DataError
+from medseg.inference import ensembles
 from medseg.inference.collect import Wanted, collect
 from medseg.inference.inputs import in_memory, needs_mask, with_region
 from medseg.inference.member import Member, allowing, knows_missing, prepare
@@ -48,6 +49,7 @@ class Predictor:
         device: Where it runs.
         crf: Whether the model's CRF runs: see `medseg.inference.steps.entries`.
         missing: What becomes of a case that lacks a channel; None: as in training.
+        weights: Of each model in the mean, summing to 1; None: all the same.
 
     Raises:
         ConfigError: A setting does not suit the model.
@@ -61,9 +63,11 @@ class Predictor:
         *,
         crf: Crf = "model",
         missing: Missing | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
         found = [checkpoint] if isinstance(checkpoint, Checkpoint) else list(checkpoint)
-        _check_alike(found)
+        ensembles.check_alike(found)
+        self.weights = weights
         self.checkpoint, self.device, self.crf = found[0], device, crf
         self.members = [Member(one, allowing(one.config, missing), device) for one in found]
         self.config: Config = self.members[0].config
@@ -91,7 +95,8 @@ class Predictor:
         """Load a run folder, or a model file; or several: an ensemble.
 
         Args:
-            run: The folder that `train` wrote, or a .safetensors file; or a list of these.
+            run: The folder that `train` wrote (of a study: the ensemble of its runs), a
+                .safetensors file, or an `ensemble.json`; or a list of these, which count the same.
             device: "auto", "cpu", "cuda" or "cuda:N".
             plugins: References of plugins that the model needs and that are not installed.
             overrides: Settings instead of the model's own, e.g. `inference.overlap=0.25`.
@@ -104,8 +109,12 @@ class Predictor:
             DataError: There is no readable model.
         """
         runs = [run] if isinstance(run, str | Path) else list(run)
-        found = [load(model_file(one), plugins, overrides) for one in runs]
-        return cls(found, pick_device(device), crf=crf, missing=missing)
+        sources = [ensembles.find(one) for one in runs]
+        found = [load(model, plugins, overrides) for one in sources for model in one.models]
+        if sources and sources[0].tuned is not None:
+            found[0] = replace(found[0], tuned=sources[0].tuned)
+        weights = ensembles.together(sources)
+        return cls(found, pick_device(device), crf=crf, missing=missing, weights=weights)
 
     def predict(self, volume: Any, *, mask: Any = None, probabilities: bool = False) -> Prediction:
         """Predict one volume.
@@ -250,34 +259,20 @@ class Predictor:
             affine=case.reference.affine,
             mask=ready.prepared[0][0].region,
         )
-        return collect(passes, whole, wanted, self.config.inference.memory)
+        return collect(passes, whole, wanted, self.config.inference.memory, self._shares(ready))
+
+    def _shares(self, ready: Ready) -> list[float] | None:
+        """Of each pass in the mean; None: all the same."""
+        if self.weights is None:
+            return None
+        pairs = zip(self.weights, ready.prepared, strict=True)
+        return [weight / len(some) for weight, some in pairs for _ in some]
 
 
 def _divided(found: Sequence[Step]) -> tuple[list[Step], list[Step]]:
     """The leading steps that look at each voxel alone, and the others."""
     n = next((n for n, step in enumerate(found) if not is_pointwise(step)), len(found))
     return [*found[:n]], [*found[n:]]
-
-
-def _check_alike(checkpoints: Sequence[Checkpoint]) -> None:
-    if not checkpoints:
-        raise DataError("model", "none is given")
-    first = checkpoints[0]
-    for other in checkpoints[1:]:
-        for what in ("channels", "labels"):
-            mine, its = getattr(first, what), getattr(other, what)
-            if mine != its:
-                raise DataError(
-                    other.source,
-                    f"its {what} are {its}, those of {first.source} {mine}: no ensemble can be "
-                    "made of them",
-                )
-
-
-def model_file(run: str | Path) -> Path:
-    """The model of a run folder, or the file itself."""
-    run = Path(run)
-    return run / "model.safetensors" if run.is_dir() else run
 
 
 def pick_device(name: str) -> torch.device:

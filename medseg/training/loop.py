@@ -24,7 +24,7 @@ from medseg.training.logbook import Logbook
 from medseg.training.meter import Meter
 from medseg.training.precision import measured
 from medseg.training.priors import measure
-from medseg.training.run import Record, RunFolder
+from medseg.training.run import Part, Record, RunFolder
 from medseg.training.setup import Setup, set_up
 from medseg.training.state import State
 from medseg.training.step import Step
@@ -41,6 +41,7 @@ def train(
     device: str = "auto",
     resume: bool = False,
     quiet: bool = False,
+    part: Part | None = None,
 ) -> RunFolder:
     """Train a model.
 
@@ -51,6 +52,7 @@ def train(
         resume: Whether to go on with the run in `output`; bit-exact for budgets of steps or epochs
             with the same threads and device.
         quiet: Whether to show no progress.
+        part: What it has from a study; None: it is a run of its own.
 
     Returns:
         The run folder, with `model.safetensors` (best in validation) and `last.safetensors`.
@@ -58,14 +60,15 @@ def train(
     Raises:
         MedsegError: Whatever is wrong with config, data or plugins, before the first step.
     """
-    where, run = pick_device(device), RunFolder(output)
+    where, run = pick_device(device), RunFolder(output, part.cache if part else None)
     if run.config.exists():  # told before the data are read, which may take long
         with run.lock():
             run.refuse_another(resume)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     with track("Check", 1, quiet=quiet) as tick:
-        setup = set_up(config, take_weights=not (resume and run.state.exists()))
+        is_begun = resume and run.state.exists()
+        setup = set_up(config, take_weights=not is_begun, ids=part.ids if part else None)
         for precision in (config.train.precision, config.inference.precision):
             autocast(where, precision)  # refuses what the device lacks
         tick(f"{len(setup.ids.train)} cases train, {len(setup.ids.validation)} validate")
@@ -73,7 +76,7 @@ def train(
         console.print(setup.pretrained.table())
     with run.lock():
         if resume:
-            run.reopen(config, setup.dataset)
+            run.reopen(config, setup.dataset, setup.ids)
         else:
             run.refuse_another(resume)
         setup = fitted(setup, run, resume=resume, quiet=quiet)
@@ -83,6 +86,8 @@ def train(
         state = State(setup.network.to(where), config.train, setup.tuning)
         if resume:
             state.restore(run.state)
+        if part is not None and config.train.budget.cpu_seconds:
+            state.seconds -= part.spent
         if not state.precision:
             state.precision = _precision(setup, where)
         if state.precision != "fp32":

@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from itertools import zip_longest
 from pathlib import Path
@@ -17,6 +18,7 @@ from medseg import plugins
 from medseg.config import Config, dump
 from medseg.errors import ConfigError, DataError
 from medseg.files import finite, read_json, sha256, write_json, write_text
+from medseg.inference.ensembles import STUDY
 from medseg.networks.load_report import LoadReport
 from medseg.version import VERSION
 from medseg.volumes.dataset import Dataset
@@ -25,14 +27,30 @@ from medseg.volumes.split import SplitIds
 Record = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a run has from the study that it is part of.
+
+    Args:
+        ids: Who trains and who validates.
+        cache: The folder of preprocessed cases that all its runs share.
+        spent: CPU seconds that this process spent on other runs before.
+    """
+
+    ids: SplitIds
+    cache: Path
+    spent: float = 0.0
+
+
 class RunFolder:
     """The files of one run. Creating it writes nothing.
 
     Args:
         path: The folder.
+        cache: Where its preprocessed cases lie; None: in it.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, cache: Path | None = None) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.model = self.path / "model.safetensors"
@@ -46,7 +64,7 @@ class RunFolder:
         self.fitted = self.path / "fitted.json"
         self.validation = self.path / "validation"
         self.report = self.path / "report.html"
-        self.cache = self.path / "cache"
+        self.cache = self.path / "cache" if cache is None else cache
 
     def refuse_another(self, resume: bool) -> None:
         """Keep a run that is here, unless it is to be resumed.
@@ -57,6 +75,12 @@ class RunFolder:
         if not resume and self.config.exists() and self.state.exists():
             raise DataError(
                 self.path, "holds a run already; give --resume to go on with it, or another -o"
+            )
+        if (self.path / STUDY).exists():
+            raise DataError(
+                self.path,
+                "holds a study, not a run: give --fold, --all-folds or --seeds to go on with it, "
+                "or another -o",
             )
 
     def start(
@@ -80,27 +104,37 @@ class RunFolder:
             write_json(self.fitted, fitted)
         write_text(self.config, dump(config))  # last: it says that there is a run to resume
 
-    def reopen(self, config: Config, dataset: Dataset) -> None:
+    def reopen(self, config: Config, dataset: Dataset, ids: SplitIds) -> None:
         """Check that a run to resume is this one.
 
         Raises:
-            DataError: There is no run here, or its input files have changed since.
+            DataError: There is no run here, or its input files or the split have changed since.
             ConfigError: It was started with another config.
         """
         if not self.config.exists():
             raise DataError(self.path, "holds no run to resume; leave --resume out to start one")
-        here, there = _settings(dump(config)), _settings(self.config.read_text(encoding="utf-8"))
-        for new, old in zip_longest(here, there, fillvalue=""):
-            if new != old:
-                raise ConfigError(
-                    f"--resume: {self.config} was started with another config:\n"
-                    f"    there: {old}\n    now:   {new}\n"
-                    "resume with the same settings, or start anew with another -o"
-                )
+        refuse_other_settings(config, self.config)
         self._refuse_other_inputs(_hashes(dataset))
+        self.refuse_other_split(ids)
+
+    def refuse_other_split(self, ids: SplitIds) -> None:
+        """Check that a run to resume goes on with the cases that it began with.
+
+        Raises:
+            DataError: Others train or validate now.
+        """
+        then = self.split()
+        moved = sorted({*then.train} ^ {*ids.train} | {*then.validation} ^ {*ids.validation})
+        if moved:
+            raise DataError(
+                self.splits,
+                f"the split has changed since the run was started ({moved[0]!r} and "
+                f"{len(moved) - 1} more trained or validated then and do not now, or the other way "
+                "round); restore what was there, or start anew with another -o",
+            )
 
     def _refuse_other_inputs(self, now: Mapping[str, str]) -> None:
-        then = read_json(self.environment)["inputs"]
+        then = self.inputs()
         differ = [file for file in {**then, **now} if then.get(file) != now.get(file)]
         if differ:
             what = "new" if differ[0] not in then else "changed" if differ[0] in now else "gone"
@@ -109,6 +143,17 @@ class RunFolder:
                 f"{what} since the run in {self.path} was started ({len(differ)} such files); "
                 "restore what was there, or start anew with another -o",
             )
+
+    def inputs(self) -> dict[str, str]:
+        """The hash of every file of its cases when it was started.
+
+        Raises:
+            DataError: They cannot be read.
+        """
+        try:
+            return dict(read_json(self.environment)["inputs"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(self.environment, f"says nothing of inputs ({error!r})") from error
 
     def split(self) -> SplitIds:
         """Who trained and who validates."""
@@ -173,6 +218,22 @@ class RunFolder:
             except OSError as error:
                 raise DataError(self.path, "another process is training here") from error
             yield
+
+
+def refuse_other_settings(config: Config, stored: Path) -> None:
+    """Check that a config is the one that was stored.
+
+    Raises:
+        ConfigError: It differs.
+    """
+    here, there = _settings(dump(config)), _settings(stored.read_text(encoding="utf-8"))
+    for new, old in zip_longest(here, there, fillvalue=""):
+        if new != old:
+            raise ConfigError(
+                f"--resume: {stored} was started with another config:\n"
+                f"    there: {old}\n    now:   {new}\n"
+                "resume with the same settings, or start anew with another -o"
+            )
 
 
 def environment(config: Config, dataset: Dataset) -> Record:

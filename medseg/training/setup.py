@@ -33,9 +33,10 @@ from medseg.transforms import foreground
 from medseg.transforms.fitted import Fitted, build
 from medseg.transforms.preprocess import Preprocessor, Spacing
 from medseg.volumes import cases
-from medseg.volumes.check import CheckReport, check_cases
+from medseg.volumes.check import CheckReport, check_cases, judged
 from medseg.volumes.dataset import Dataset
-from medseg.volumes.split import SplitIds, split
+from medseg.volumes.split import SplitIds, chosen, given, split
+from medseg.volumes.stratify import strata
 
 _AXES = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
 
@@ -86,7 +87,11 @@ class Setup:
 
 
 def set_up(
-    config: Config, tick: Callable[[], None] | None = None, *, take_weights: bool = True
+    config: Config,
+    tick: Callable[[], None] | None = None,
+    *,
+    take_weights: bool = True,
+    ids: SplitIds | None = None,
 ) -> Setup:
     """Find and check the cases, build the network, and see that they fit together.
 
@@ -95,6 +100,7 @@ def set_up(
         tick: Called after each checked case.
         take_weights: Whether the network takes the weights that the config names, if it does; a
             run to resume has its own.
+        ids: Who trains and who validates; None: as the config says.
 
     Raises:
         ConfigError: The model or the patch does not fit, or a component refuses its options.
@@ -105,8 +111,11 @@ def set_up(
     plugins.load(config.plugins)
     config = config.model_copy(update={"data": cases.resolve(config.data)})
     dataset = cases.find(config.data)
-    ids = split(dataset, config.data.split, config.seed)
-    dataset = dataset.only((*ids.train, *ids.validation))
+    if ids is None:
+        found = given(dataset, config.data.split)
+        ids = None if found is None else chosen(found, config.data.split)
+    if ids is not None:
+        dataset = dataset.only((*ids.train, *ids.validation))
     classes = len(dataset.labels.values) + 1
     channels = len(dataset.channels)
     if config.evaluation.subsets:
@@ -128,8 +137,13 @@ def set_up(
             load_pretrained(network, config.model, dataset.channels) if take_weights else None
         )
     region = partial(foreground.with_mask, rule=config.preprocess.mask)
-    report = check_cases(dataset, need_labels=True, train=ids.train, progress=tick, region=region)
+    train = None if ids is None else ids.train
+    report = check_cases(dataset, need_labels=True, train=train, progress=tick, region=region)
     report.raise_problems()
+    if ids is None:  # drawn by what the labels hold
+        ids = split(dataset, config.data.split, config.seed, strata(report, dataset.labels))
+        report = judged(report, dataset, ids.train)
+        report.raise_problems()
     for note in report.notes:
         warnings.warn(note, stacklevel=2)
     spacing = _spacing(config, report, ids)

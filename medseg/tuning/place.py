@@ -41,9 +41,7 @@ class Place:
     @classmethod
     def find(cls, checkpoint: Checkpoint, name: str) -> Place:
         """Find where prediction would put the step, whether the model has it already or not."""
-        kind, labels = component(name), checkpoint.labels
-        others = tuple(tuned for tuned in checkpoint.tuned if component(tuned.name) != kind)
-        sequence = entries(replace(checkpoint, tuned=others))
+        labels, sequence = checkpoint.labels, around(checkpoint, name)
         configured, at = own(sequence, name), place(sequence, name)
         earlier = tuple(build(entry, labels) for entry in sequence[:at])
         rest = sequence[at + bool(configured) :]
@@ -65,6 +63,13 @@ class Place:
             entry = PostprocessorSpec(name=self.name, protect=tuple(protect), **candidate)
             first.append(build(entry, self.labels))
         return lambda prediction: _applied([*first, *self.later], prediction)
+
+
+def around(checkpoint: Checkpoint, name: str) -> list[PostprocessorSpec]:
+    """A model's steps as they are without what was tuned for the component of a name."""
+    kind = component(name)
+    others = tuple(tuned for tuned in checkpoint.tuned if component(tuned.name) != kind)
+    return entries(replace(checkpoint, tuned=others))
 
 
 def _applied(steps: Sequence[Step], prediction: Prediction) -> Prediction:

@@ -16,9 +16,10 @@ from medseg.console import track
 from medseg.errors import DataError
 from medseg.evaluation.overlay import CaseView
 from medseg.files import check_writable, write_json
+from medseg.inference.ensembles import check_alike
 from medseg.inference.predictor import Predictor
 from medseg.inference.steps import component
-from medseg.networks.checkpoint import Tuned, set_tuned
+from medseg.networks.checkpoint import Tuned
 from medseg.postprocess.crf_step import CRF
 from medseg.postprocess.prediction import Prediction
 from medseg.registry import POSTPROCESSORS
@@ -27,14 +28,14 @@ from medseg.tuning.candidates import defaults, grid
 from medseg.tuning.crf_fit import CrfFit
 from medseg.tuning.gate import Judgement, judge
 from medseg.tuning.operating import along, has_points, points
-from medseg.tuning.place import Place
+from medseg.tuning.place import Place, around
 from medseg.tuning.result import Candidate, CaseResult, Options, Point, Result
 from medseg.tuning.scoring import Scorer
 from medseg.tuning.select import Propose, choose, leave_one_out
 from medseg.tuning.store import Store
 from medseg.tuning.summary import verdict
 from medseg.tuning.trials import Trials, known_mean
-from medseg.volumes.dataset import IGNORE_INDEX, Case
+from medseg.volumes.dataset import IGNORE_INDEX, Case, natural
 from medseg.volumes.image import Array
 
 _FEWEST = 2
@@ -59,40 +60,59 @@ class Request:
     quiet: bool = False
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Cases, and a model that has not seen them.
+
+    Args:
+        load: Gives the model.
+        cases: Those without a label are passed over.
+    """
+
+    load: Callable[[], Predictor]
+    cases: Sequence[Case]
+
+    @property
+    def labelled(self) -> tuple[Case, ...]:
+        """The cases that can be scored."""
+        return tuple(case for case in self.cases if case.label is not None)
+
+
 def tune(
-    predictor: Predictor, model: Path, cases: Sequence[Case], folder: Path, request: Request
+    parts: Sequence[HeldOut], keep: Callable[[Tuned], None], folder: Path, request: Request
 ) -> Result:
     """Tune a postprocessor on cases that did not train, and put it into the model if it helps.
 
-    Writes the result, accepted or not, into the model file, in place of an earlier one of the same
-    name; then `NAME.json` and `NAME.html` into the folder, which never tell of what the model does
-    not hold. A failure before leaves model and folder as they are.
+    Keeps the result, accepted or not, in place of an earlier one of the same name; then writes
+    `NAME.json` and `NAME.html` into the folder, which never tell of what the model does not hold. A
+    failure before leaves model and folder as they are.
 
     Args:
-        predictor: The model.
-        model: Its file.
-        cases: The validation cases; those without a label are passed over.
+        parts: The cases, each by a model that has not seen it. The models take the same steps
+            around the one that is tuned.
+        keep: Puts the result into the model, or into all of them.
         folder: For the results; beside them the cases are kept while it works.
         request: What to tune.
 
     Raises:
         ConfigError: There is no such postprocessor, option or score.
-        DataError: Fewer than 2 cases have a label, or the folder cannot be written.
+        DataError: Fewer than 2 cases have a label, the models take other steps, or the folder
+            cannot be written.
     """
     start = time.monotonic()
-    tuning = _Tuning(predictor, folder / "cache", request)
-    labelled = [case for case in cases if case.label is not None]
-    if len(labelled) < _FEWEST:
+    tuning = _Tuning(parts[0].load(), folder / "cache", request)
+    labelled = sum(len(part.labelled) for part in parts)
+    if labelled < _FEWEST:
         raise DataError(
             folder.parent,
-            f"{len(labelled)} validation cases with labels; tuning holds out one after the other, "
+            f"{labelled} validation cases with labels; tuning holds out one after the other, "
             f"and needs at least {_FEWEST} (data.split says which cases validate)",
         )
     check_writable(folder)
     try:
-        tuning.predict(labelled)
+        tuning.predict(parts)
         result = replace(tuning.result(), seconds=time.monotonic() - start)
-        set_tuned(model, _entry(result))
+        keep(_entry(result))
         about, page = (folder / f"{request.name}.{kind}" for kind in ("json", "html"))
         with suppress(OSError):  # what cannot be removed cannot be replaced: that says why
             about.unlink(missing_ok=True)
@@ -123,15 +143,30 @@ class _Tuning:
         self._scorer = Scorer(request.score, self._labels, predictor.config.evaluation)
         self._trials = Trials(self._store, self._scorer, self._place.onwards, quiet=request.quiet)
 
-    def predict(self, cases: Sequence[Case]) -> None:
+    def predict(self, parts: Sequence[HeldOut]) -> None:
         """Predict the cases up to the step that is tuned, and keep them on disk."""
-        with track("Predict", len(cases), quiet=self._request.quiet) as tick:
-            for case in cases:
-                loaded = self._predictor.load_case(case)
-                assert loaded.label is not None
-                prediction = self._place.before(self._predictor.raw(loaded))
-                self._store.add(case.id, prediction, self._counted(loaded.label, prediction))
-                tick(case.id)
+        total = sum(len(part.labelled) for part in parts)
+        with track("Predict", total, quiet=self._request.quiet) as tick:
+            for n, part in enumerate(parts):
+                predictor = part.load() if n else self._predictor
+                self._refuse_others(predictor)
+                for case in part.labelled:
+                    loaded = predictor.load_case(case)
+                    assert loaded.label is not None
+                    prediction = self._place.before(predictor.raw(loaded))
+                    self._store.add(case.id, prediction, self._counted(loaded.label, prediction))
+                    tick(case.id)
+
+    def _refuse_others(self, predictor: Predictor) -> None:
+        """Refuse a model around whose step others are taken than around the first one's."""
+        mine, its = self._predictor.checkpoint, predictor.checkpoint
+        check_alike([mine, its])
+        if around(mine, self._request.name) != around(its, self._request.name):
+            raise DataError(
+                its.source,
+                f"takes other steps than {mine.source} beside {self._request.name}: tune those for "
+                "all models at once first",
+            )
 
     def _counted(self, truth: Array, prediction: Prediction) -> Array:
         """The truth of what is scored: with `evaluation.roi`, the region of interest alone."""
@@ -193,10 +228,11 @@ class _Tuning:
 
     def view(self, result: Result) -> Callable[[str], CaseView]:
         """How to see a case before and after."""
+        options_of = {case.case_id: case.chosen for case in result.cases}
 
         def see(case_id: str) -> CaseView:
             number = self._store.ids.index(case_id)
-            truth, chosen = self._store.truth(number), result.cases[number].chosen
+            truth, chosen = self._store.truth(number), options_of[case_id]
             known = truth != IGNORE_INDEX
             shown = self._store.prediction(number)
             before, after = (
@@ -227,10 +263,11 @@ def _cases(
         }
 
     rows = zip(ids, found.before, found.after, chosen, strict=True)
-    return tuple(
+    each = [
         CaseResult(case_id, named(before), named(after), options)
         for case_id, before, after, options in rows
-    )
+    ]
+    return tuple(sorted(each, key=lambda case: natural(case.case_id)))
 
 
 def _entry(result: Result) -> Tuned:

@@ -93,13 +93,24 @@ def check_cases(
             reports.append(report)
             if progress is not None:
                 progress()
-    training = [report for report in reports if train is None or report.id in train]
-    if not need_labels or any(not report.voxels for report in training):
-        return CheckReport(tuple(reports))  # what occurs is unknown while some cannot be read
+    found = CheckReport(tuple(reports))
+    return judged(found, dataset, train) if need_labels else found
+
+
+def judged(report: CheckReport, dataset: Dataset, train: Collection[str] | None) -> CheckReport:
+    """The same cases, with what is wrong or odd about them as a set to train on.
+
+    Args:
+        report: Of `check_cases`.
+        dataset: The cases.
+        train: Ids in which every class must occur; None: all.
+    """
+    reports = report.cases
+    training = [case for case in reports if train is None or case.id in train]
+    if any(not case.voxels for case in training):
+        return CheckReport(reports)  # what occurs is unknown while some cannot be read
     problems = (*_nowhere(dataset, train), *_absent(dataset, training))
-    return CheckReport(
-        tuple(reports), problems, () if problems else tuple(_idle(dataset, training))
-    )
+    return CheckReport(reports, problems, () if problems else tuple(_idle(dataset, training)))
 
 
 def _check(

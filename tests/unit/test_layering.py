@@ -26,6 +26,7 @@ FLOORS = (
     ("batch",),
     ("tuning",),
     ("training",),
+    ("study",),
     ("api", "checking", "tables", "demo", "cli", "__main__", "__init__"),
 )
 TOP = FLOORS[-1]
@@ -157,6 +158,8 @@ def test_every_room_has_a_floor() -> None:
         ("tuning.run", "inference.predictor", False),
         ("tuning.run", "training.run", True),
         ("training.loop", "cli", True),
+        ("training.loop", "study.train", True),
+        ("study.train", "training.loop", False),
         ("training.run", "__init__", True),
         ("training.run", "version", False),
         ("cli", "demo", False),

@@ -30,11 +30,13 @@ NAMES = [
     "PluginError",
     "Predictor",
     "__version__",
+    "ensemble",
     "evaluate",
     "load_config",
     "load_plugins",
     "predict",
     "train",
+    "train_study",
     "tune",
 ]
 HEAVY = ("torch", "monai", "matplotlib", "pydantic", "numpy", "scipy", "nibabel", "rich", "yaml")

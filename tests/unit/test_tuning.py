@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +22,9 @@ from medseg.inference.steps import entries
 from medseg.networks import checkpoint
 from medseg.networks.checkpoint import Checkpoint, Tuned
 from medseg.postprocess.prediction import Prediction
-from medseg.tuning import report, run
+from medseg.tuning import report
 from medseg.tuning.result import Result
-from medseg.tuning.run import Request, tune
+from medseg.tuning.run import HeldOut, Request, tune
 from medseg.volumes.dataset import IGNORE_INDEX, Case, Channel, Labels
 
 plugins.load()
@@ -93,7 +94,12 @@ def tuned(
         changed = config.model_copy(update={"postprocess": postprocess, "evaluation": evaluation})
         request = Request(name, options, quiet=True)
         stub: Any = Stub(changed, cases, before)
-        return tune(stub, model, there, tmp_path / "tuning", request)
+        return tune(
+            [HeldOut(lambda: stub, there)],
+            partial(checkpoint.set_tuned, model),
+            tmp_path / "tuning",
+            request,
+        )
 
     return run
 
@@ -265,7 +271,7 @@ def test_the_page_never_tells_of_what_the_model_does_not_hold(
     def broken(*given: object) -> None:
         raise DataError("model", "cannot be written")
 
-    monkeypatch.setattr(run, "set_tuned", broken)
+    monkeypatch.setattr(checkpoint, "set_tuned", broken)
     with pytest.raises(DataError, match="cannot be written"):
         tuned([blob_with_specks(n, 30) for n in range(6)], with_page=True)
     assert (tmp_path / "model.safetensors").read_bytes() == untouched.read_bytes()

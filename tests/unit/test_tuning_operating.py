@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from medseg.postprocess.prediction import Prediction
 from medseg.tuning import report, report_curves
 from medseg.tuning.candidates import MOST, grid
 from medseg.tuning.result import Result
-from medseg.tuning.run import Request, tune
+from medseg.tuning.run import HeldOut, Request, tune
 from medseg.volumes.dataset import Case, Channel, Labels
 
 plugins.load()
@@ -76,7 +77,12 @@ def tuned(
         there = [Case(str(n), (Channel(Path("x")),), Path("y")) for n in range(len(cases))]
         stub: Any = Stub(load(recipe(**settings)), cases)
         request = Request("operating_point", options, "lesion_f1", quiet=True)
-        return tune(stub, tmp_path / "model.safetensors", there, tmp_path / "tuning", request)
+        return tune(
+            [HeldOut(lambda: stub, there)],
+            partial(checkpoint.set_tuned, tmp_path / "model.safetensors"),
+            tmp_path / "tuning",
+            request,
+        )
 
     return run
 

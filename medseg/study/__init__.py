@@ -1,0 +1,1 @@
+"""Several runs of one config, or of several, and what they say together."""
