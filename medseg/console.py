@@ -98,3 +98,5 @@ def show_warnings_briefly() -> None:
         errors.print(f"[yellow]warning:[/] {escape(str(message))}")
 
     warnings.showwarning = show
+    # Torch's, of a gradient that it copies to the layout of its weight: nothing to be done about.
+    warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
