@@ -104,4 +104,4 @@ def seed_of(seed: int, number: int) -> int:
 def _without(label: Tensor, margin: Sequence[int]) -> Tensor:
     """The label of the patch alone: the margin is context, and nothing is learnt there."""
     i, j, k = (slice(m, n - m) for m, n in zip(margin, label.shape[1:], strict=True))
-    return label[:, i, j, k].contiguous()
+    return label[:, i, j, k].long()  # a new tensor, without gaps
