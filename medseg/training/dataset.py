@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypedDict
@@ -130,7 +130,10 @@ class Patches(Dataset[Any]):
             turn=n // len(self.cases),
         )
         sampler, _ = self._components()
-        return self.sampling.start(sampler, rng, site)
+        try:
+            return self.sampling.start(sampler, rng, site)
+        except PluginError as error:
+            raise PluginError(f"case {case.id!r}: {error}") from error
 
     def _batch(self, numbers: Sequence[int]) -> Batch:
         cases = [self._case(n) for n in numbers]
@@ -139,7 +142,12 @@ class Patches(Dataset[Any]):
         image = torch.empty(len(cases), channels, *size)
         label = torch.empty(len(cases), *size, dtype=torch.uint8)
         for n, case, x, y in zip(numbers, cases, image.numpy(), label.numpy(), strict=True):
-            self._patch(n, case, x, y)
+            try:
+                self._patch(n, case, x, y)
+            except MemoryError as error:
+                raise MedsegError(
+                    f"case {case.id!r}: no memory to make a patch of it; set fewer train.workers"
+                ) from error
         return {
             "image": image,
             "label": label,
@@ -219,7 +227,7 @@ def _applied(
     return result
 
 
-def batches(patches: Patches, settings: Train, first_step: int, *, pin: bool) -> Iterator[Batch]:
+def batches(patches: Patches, settings: Train, first_step: int, *, pin: bool) -> Generator[Batch]:
     """Batches from a step on, without end.
 
     Raises:
@@ -234,10 +242,15 @@ def batches(patches: Patches, settings: Train, first_step: int, *, pin: bool) ->
         collate_fn=_as_it_is,
         pin_memory=pin,
     )
-    for batch in loader:
-        if isinstance(batch, MedsegError):
-            raise batch
-        yield batch
+    stream = iter(loader)
+    try:
+        for batch in stream:
+            if isinstance(batch, MedsegError):
+                raise batch
+            yield batch
+    finally:  # an error on its way would keep the workers as long as itself
+        if settings.workers:
+            stream._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -100,14 +100,13 @@ def copy_patch(out: Array, volume: Array, start: Start, *, edge: bool) -> None:
     """As `cut`, into an array (..., i, j, k)."""
     sizes = list(zip(start, out.shape[-3:], volume.shape[-3:], strict=True))
     i, j, k = (slice(max(s, 0), min(s + p, n)) for s, p, n in sizes)
-    inner = [slice(max(-s, 0), min(p, n - s)) for s, p, n in sizes]
-    out[..., *inner] = volume[..., i, j, k]
-    for axis in (2, 1, 0):  # the axes before one hold nothing yet beyond what was kept
-        begin, end = inner[axis].start, inner[axis].stop
-        if begin > 0 or end < out.shape[axis - 3]:
-            rows = np.moveaxis(out, axis - 3, 0)[:, ..., *inner[:axis], *[slice(None)] * (2 - axis)]
-            rows[:begin] = rows[begin] if edge else 0
-            rows[end:] = rows[end - 1] if edge else 0
+    a, b, c = (slice(max(-s, 0), min(p, n - s)) for s, p, n in sizes)
+    out[..., a, b, c] = volume[..., i, j, k]
+    for rows, kept, axis in ((out[..., a, b, :], c, -1), (out[..., a, :, :], b, -2), (out, a, -3)):
+        if kept.start > 0 or kept.stop < out.shape[axis]:
+            along = np.moveaxis(rows, axis, 0)
+            along[: kept.start] = along[kept.start] if edge else 0
+            along[kept.stop :] = along[kept.stop - 1] if edge else 0
 
 
 def spread(weights: Array, most: int) -> Array:

@@ -12,7 +12,6 @@ import pytest
 
 from medseg.config.fields import ComponentSpec
 from medseg.config.schema import Data, Preprocess
-from medseg.errors import DataError
 from medseg.training import cache
 from medseg.training.dataset import Patches, Recipe
 from medseg.training.sampling import Sampling

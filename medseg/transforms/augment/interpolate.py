@@ -61,7 +61,7 @@ def _linear(values: Tensor, base: Tensor, steps: Sequence[int], weights: Tensor)
 def _flat(places: Tensor, shape: Sequence[int]) -> Tensor:
     """Flat indices (V,) of whole places (3, i, j, k); int32, which torch is faster at."""
     first, second, _ = _strides(shape)
-    i, j, k = places.int().flatten(1)
+    i, j, k = places.int().flatten(1).unbind()
     return k.add_(j, alpha=second).add_(i, alpha=first)
 
 
