@@ -63,7 +63,7 @@ def _told(death: re.Match[str], settings: Train) -> str:
 
 
 def _shared_memory() -> str:
-    folder = Path("/dev/shm")
+    folder = Path("/dev/shm")  # noqa: S108  (only looked at)
     if not folder.is_dir():
         return "of which there is no count"
     usage = shutil.disk_usage(folder)
