@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
 from typing import ClassVar
 
@@ -48,10 +47,10 @@ class Site:
     weighted: Array | None = None
     turn: int = 0
 
-    @cached_property
     def by_class(self) -> Mapping[int, Array]:
         """Flat indices of some voxels of each foreground class that the case has."""
-        column, found, at = self.voxels[:, 0], {}, 0
+        column, at = self.voxels[:, 0], 0
+        found: dict[int, Array] = {}
         while at < len(column):
             end = bisect_right(column, column[at], at)
             found[int(column[at])] = self.voxels[at:end, 1]
@@ -121,8 +120,8 @@ class Balanced:
     def __call__(self, rng: np.random.Generator, site: Site) -> Start:
         """Return the wanted first voxel."""
         if rng.random() < self.foreground and len(site.voxels):
-            chosen = int(rng.choice(list(site.by_class)))
-            return site.around(rng.choice(site.by_class[chosen]), rng)
+            places = site.by_class()
+            return site.around(rng.choice(places[int(rng.choice(list(places)))]), rng)
         return site.anywhere(rng)
 
 
@@ -170,14 +169,15 @@ class PerClass:
 
     def __call__(self, rng: np.random.Generator, site: Site) -> Start:
         """Return the wanted first voxel."""
-        there = np.array([0, *site.by_class])
+        places = site.by_class()
+        there = np.array([0, *places])
         shares = self.weights[there]
         if not shares.any():  # the case has none of the classes that are wanted
             return site.anywhere(rng)
         chosen = int(rng.choice(there, p=shares / shares.sum()))
         if chosen == 0:
             return site.centred(site.background(rng))
-        return site.centred(rng.choice(site.by_class[chosen]))
+        return site.centred(rng.choice(places[chosen]))
 
 
 @SAMPLERS.register("weighted")
