@@ -152,18 +152,20 @@ def measured(way: Way, options: Namespace, device: torch.device) -> dict[str, fl
     step, network = build(way, config, device)
     batch = {
         "image": torch.randn(way.batch, CHANNELS, *options.patch),
-        "label": torch.randint(CLASSES, (way.batch, *options.patch)),
+        "label": torch.randint(CLASSES, (way.batch, *options.patch), dtype=torch.uint8),
         "spacing": torch.ones(way.batch, 3),
         "present": torch.ones(way.batch, CHANNELS, dtype=torch.bool),
     }
     if device.type == "cuda":
         batch = {name: value.pin_memory() for name, value in batch.items()}
 
+    whole: Any = {**batch, "case": ["random"] * way.batch}
+
     def ready() -> Any:
-        image, label = step.prepare(batch)
+        part = step.prepare(whole)
         if way.channels_last:
-            image = image.to(memory_format=torch.channels_last_3d)
-        return image, label
+            return part._replace(image=part.image.to(memory_format=torch.channels_last_3d))
+        return part
 
     fixed = ready()
     return {

@@ -18,6 +18,7 @@ from medseg.training import loop
 from medseg.training.setup import Setup
 from medseg.training.state import State
 from medseg.training.step import Step
+from medseg.training.trouble import Part
 
 _START_UP = 12  # CPU seconds, about
 _NEVER = 10**9
@@ -64,4 +65,5 @@ def floor(setup: Setup) -> Callable[[], Any]:
     size = beyond(patch, setup.network.margin)
     image = torch.randn(batch, len(setup.dataset.channels), *size)
     label = torch.randint(setup.classes, (batch, *patch))
-    return lambda: step([(image, label)], 1e-3)
+    part = Part(image, label, ["random"] * batch)
+    return lambda: step([part], 1e-3)

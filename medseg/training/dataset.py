@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,11 +19,28 @@ from medseg.errors import MedsegError, PluginError
 from medseg.registry import SAMPLERS, TRANSFORMS
 from medseg.training.cache import CachedCase
 from medseg.training.samplers import Site, Start
-from medseg.training.sampling import Sampling, cut, spread
+from medseg.training.sampling import Sampling, copy_patch, cut, spread
 from medseg.volumes.image import Array
 
-Batch = dict[str, torch.Tensor]
 _PLACES = 20_000  # voxels of a region or map that are known to a sampler
+
+
+class Batch(TypedDict):
+    """Patches of one step, N, with the margin of the network around them.
+
+    Keys:
+        image: (N, C, I, J, K) float32.
+        label: (N, I, J, K) uint8 class indices.
+        spacing: (N, 3) voxel size in mm.
+        present: (N, C) bool, false for a channel that is missing.
+        case: The N cases' names.
+    """
+
+    image: Tensor
+    label: Tensor
+    spacing: Tensor
+    present: Tensor
+    case: list[str]
 
 
 @dataclass(frozen=True)
@@ -72,16 +90,18 @@ class Patches(Dataset[Any]):
     def __reduce__(self) -> tuple[type[Patches], tuple[Any, ...]]:
         return Patches, (self.cases, self.recipe)
 
-    def __getitem__(self, n: int) -> Any:
-        """Return a dict of a patch, or an error.
+    def __getitem__(self, n: int) -> dict[str, Any] | MedsegError:
+        """A `Batch` of the n-th patch alone, without its first axis."""
+        batch = self.__getitems__([n])
+        return batch if isinstance(batch, MedsegError) else {k: v[0] for k, v in batch.items()}  # type: ignore[index]
 
-        The dict has "image" (C, I, J, K), "label" (I, J, K), "spacing" (3,), and "present" (C,),
-        false for a channel that is missing.
-        Both have the margin of the network around the patch. An error is returned, not raised: it
-        would lose its type on the way from a worker.
+    def __getitems__(self, numbers: Sequence[int]) -> Batch | MedsegError:
+        """Return a batch of patches, or an error.
+
+        An error is returned, not raised: it would lose its type on the way from a worker.
         """
         try:
-            return self._patch(n)
+            return self._batch(numbers)
         except MedsegError as error:
             return error
 
@@ -110,27 +130,50 @@ class Patches(Dataset[Any]):
             turn=n // len(self.cases),
         )
         sampler, _ = self._components()
-        return self.sampling.start(sampler, rng, site)
+        try:
+            return self.sampling.start(sampler, rng, site)
+        except PluginError as error:
+            raise PluginError(f"case {case.id!r}: {error}") from error
 
-    def _patch(self, n: int) -> Batch:
-        case, rng = self._case(n), self.sampling.generator(n)
+    def _batch(self, numbers: Sequence[int]) -> Batch:
+        cases = [self._case(n) for n in numbers]
+        _, size = self.sampling.grown((0, 0, 0))
+        channels = len(cases[0].image())
+        image = torch.empty(len(cases), channels, *size)
+        label = torch.empty(len(cases), *size, dtype=torch.uint8)
+        for n, case, x, y in zip(numbers, cases, image.numpy(), label.numpy(), strict=True):
+            try:
+                self._patch(n, case, x, y)
+            except MemoryError as error:
+                raise MedsegError(
+                    f"case {case.id!r}: no memory to make a patch of it; set fewer train.workers"
+                ) from error
+        return {
+            "image": image,
+            "label": label,
+            "spacing": torch.tensor([case.spacing for case in cases]),
+            "present": torch.tensor(
+                [[channel not in case.missing for channel in range(channels)] for case in cases]
+            ),
+            "case": [case.id for case in cases],
+        }
+
+    def _patch(self, n: int, case: CachedCase, image: Array, label: Array) -> None:
+        """Write the n-th patch into an image (C, I, J, K) and a label (I, J, K)."""
+        rng = self.sampling.generator(n)
         sampler, transforms = self._components()
         if getattr(sampler, "resizes", False):
-            data = _resized(case, self.sampling)
+            whole, start = _resized(case, self.sampling), (0, 0, 0)
         else:
-            start, size = self.sampling.grown(self._start(case, rng, n))
-            data = {
-                "image": cut(case.image(), start, size, edge=True),
-                "label": cut(case.label(), start, size, edge=False)[None],
-            }
+            whole, start = (case.image(), case.label()), self._start(case, rng, n)
+        start, _ = self.sampling.grown(start)
+        copy_patch(image, whole[0], start, edge=True)
+        copy_patch(label, whole[1], start, edge=False)
+        data = {"image": image, "label": label[None]}
         for name, transform in transforms:
             data = _applied(name, transform, data, rng, case.id)
-        return {
-            "image": torch.from_numpy(np.array(data["image"], dtype=np.float32)),
-            "label": torch.from_numpy(np.array(data["label"][0], dtype=np.int64)),
-            "spacing": torch.tensor(case.spacing, dtype=torch.float32),
-            "present": torch.tensor([n not in case.missing for n in range(len(data["image"]))]),
-        }
+        if transforms:
+            image[...], label[...] = data["image"], data["label"][0]
 
     def _components(self) -> tuple[Any, list[tuple[str, Any]]]:
         if self._built is None:
@@ -157,15 +200,11 @@ def _weighted(case: CachedCase) -> Array | None:
     return None if weights is None else spread(np.asarray(weights), _PLACES)
 
 
-def _resized(case: CachedCase, sampling: Sampling) -> dict[str, Any]:
-    """A whole case at the size of a patch; around it its edge, as the margin."""
+def _resized(case: CachedCase, sampling: Sampling) -> tuple[Array, Array]:
+    """A whole case at the size of a patch: image and label."""
     image = torch.from_numpy(np.array(case.image()))[None]
     small = functional.interpolate(image, sampling.patch, mode="trilinear")[0].numpy()
-    start, size = sampling.grown((0, 0, 0))
-    return {
-        "image": cut(small, start, size, edge=True),
-        "label": cut(_small_label(case, sampling), start, size, edge=False),
-    }
+    return small, _small_label(case, sampling)[0]
 
 
 def _small_label(case: CachedCase, sampling: Sampling) -> Array:
@@ -188,7 +227,7 @@ def _applied(
     return result
 
 
-def batches(patches: Patches, settings: Train, first_step: int, *, pin: bool) -> Iterator[Batch]:
+def batches(patches: Patches, settings: Train, first_step: int, *, pin: bool) -> Generator[Batch]:
     """Batches from a step on, without end.
 
     Raises:
@@ -200,17 +239,20 @@ def batches(patches: Patches, settings: Train, first_step: int, *, pin: bool) ->
         sampler=range(first_step * settings.batch, 1 << 62),
         num_workers=settings.workers,
         multiprocessing_context=settings.start_method if settings.workers else None,
-        collate_fn=_collate,
+        collate_fn=_as_it_is,
         pin_memory=pin,
     )
-    for batch in loader:
-        if isinstance(batch, MedsegError):
-            raise batch
-        yield batch
+    stream = iter(loader)
+    try:
+        for batch in stream:
+            if isinstance(batch, MedsegError):
+                raise batch
+            yield batch
+    finally:  # an error on its way would keep the workers as long as itself
+        if settings.workers:
+            stream._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def _collate(items: list[Any]) -> Any:
-    for item in items:
-        if isinstance(item, MedsegError):
-            return item
-    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+def _as_it_is(batch: Any) -> Any:
+    """A batch is made as a whole (`Patches.__getitems__`)."""
+    return batch

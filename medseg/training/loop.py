@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from medseg.training.setup import Setup, set_up
 from medseg.training.state import State
 from medseg.training.step import Step
 from medseg.training.validate import validate
+from medseg.training.watch import Watch
+from medseg.training.workers import Stream, watched
 
 _STEPS_PER_RECORD = 25
 _VALIDATIONS = 10
@@ -93,8 +95,12 @@ def train(
         if state.precision != "fp32":
             channels_last(state.network)
             channels_last(state.average)
-        with Logbook(run, config, state.step) as log, track("Train", 1.0, quiet=quiet) as tick:
-            _loop(setup, run, state, training, validation, log, tick)
+        with (
+            watched(config.train) as keep,
+            Logbook(run, config, state.step) as log,
+            track("Train", 1.0, quiet=quiet) as tick,
+        ):
+            _loop(setup, run, state, training, validation, log, tick, keep)
     return run
 
 
@@ -106,6 +112,7 @@ def _loop(
     validation: Sequence[cache.CachedCase],
     log: Logbook,
     tick: Tick,
+    keep: Callable[[Stream], Stream],
 ) -> None:
     config, settings = setup.config, setup.config.train
     device = next(state.network.parameters()).device
@@ -113,10 +120,10 @@ def _loop(
     clock = Clock(settings.budget, steps_per_epoch(settings, len(training)), state.seconds)
     patches = Patches(training, recipe(config, setup.network.margin, setup.classes))
     priors = measure(patches, training, roi=config.inference.roi)
-    meter = Meter(settings.batch * settings.accumulate, device)
-    step = Step(state, loss, config.numbered)
+    meter, watch = Meter(settings.batch * settings.accumulate, device), Watch(clock)
+    step = Step(state, loss, config.numbered, run.bad_batch)
     first = state.step * settings.accumulate
-    stream = batches(patches, settings, first, pin=device.type == "cuda")
+    stream = keep(batches(patches, settings, first, pin=device.type == "cuda"))
     fraction = clock.fraction(state.step)
     while fraction < 1 and not _is_patience_lost(state, settings.patience):
         meter.begin()
@@ -131,8 +138,12 @@ def _loop(
         if is_due or state.step % _STEPS_PER_RECORD == 0:
             record: Record = {"step": state.step, "lr": lr, **meter.read()}
             record["seconds"] = clock.elapsed()
+            if step.skipped:
+                record["skipped"] = step.skipped
             if is_due:
-                record["validation"] = _validated(setup, run, state, validation, priors)
+                with watch:
+                    watch.scores = _validated(setup, run, state, validation, priors)
+                record["validation"] = watch.scores
                 record["validation_seconds"] = clock.elapsed() - record["seconds"]
             log.write(record)
         if is_due or (settings.save_every and state.step % settings.save_every == 0):
@@ -144,7 +155,9 @@ def _loop(
             "raise train.budget"
         )
     if state.best < 0:  # killed before its first validation, and resumed with nothing left
-        _validated(setup, run, state, validation, priors)
+        with watch:
+            watch.scores = _validated(setup, run, state, validation, priors)
+    watch.tell()
     save(run.last_model, _checkpoint(setup, state, priors))
 
 

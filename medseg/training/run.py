@@ -64,6 +64,7 @@ class RunFolder:
         self.fitted = self.path / "fitted.json"
         self.validation = self.path / "validation"
         self.report = self.path / "report.html"
+        self.bad_batch = self.path / "bad_batch.safetensors"
         self.cache = self.path / "cache" if cache is None else cache
 
     def refuse_another(self, resume: bool) -> None:
@@ -263,5 +264,6 @@ def _records(path: Path) -> Iterator[Record]:
 
 
 def _settings(text: str) -> list[str]:
-    """The lines of a config without their comments."""
-    return [line.split("  #", maxsplit=1)[0].strip() for line in text.splitlines()]
+    """The lines of a config without their comments, and without what no weight depends on."""
+    lines = [line.split("  #", maxsplit=1)[0].strip() for line in text.splitlines()]
+    return [line for line in lines if not line.startswith(("workers: ", "start_method: "))]

@@ -7,7 +7,8 @@ is centred on a voxel of the region of interest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
@@ -30,7 +31,8 @@ class Site:
     Args:
         shape: Voxels of the volume (I, J, K).
         patch: Voxels of the patch (i, j, k).
-        voxels: (V, 2) class and flat index of some voxels of each foreground class.
+        voxels: (V, 2) class and flat index of some voxels of each foreground class, sorted by
+            class.
         label: (I, J, K) class indices.
         inside: Flat indices of some voxels of the region of interest; None: everywhere.
         weighted: Flat indices of voxels, as often as a weight map has them; None: no map.
@@ -44,6 +46,16 @@ class Site:
     inside: Array | None = None
     weighted: Array | None = None
     turn: int = 0
+
+    def by_class(self) -> Mapping[int, Array]:
+        """Flat indices of some voxels of each foreground class that the case has."""
+        column, at = self.voxels[:, 0], 0
+        found: dict[int, Array] = {}
+        while at < len(column):
+            end = bisect_right(column, column[at], at)
+            found[int(column[at])] = self.voxels[at:end, 1]
+            at = end
+        return found
 
     def anywhere(self, rng: np.random.Generator) -> Start:
         """A patch anywhere in the volume, or centred anywhere in the region of interest."""
@@ -108,8 +120,8 @@ class Balanced:
     def __call__(self, rng: np.random.Generator, site: Site) -> Start:
         """Return the wanted first voxel."""
         if rng.random() < self.foreground and len(site.voxels):
-            chosen = rng.choice(np.unique(site.voxels[:, 0]))
-            return site.around(rng.choice(site.voxels[site.voxels[:, 0] == chosen, 1]), rng)
+            places = site.by_class()
+            return site.around(rng.choice(places[int(rng.choice(list(places)))]), rng)
         return site.anywhere(rng)
 
 
@@ -157,14 +169,15 @@ class PerClass:
 
     def __call__(self, rng: np.random.Generator, site: Site) -> Start:
         """Return the wanted first voxel."""
-        there = np.union1d([0], site.voxels[:, 0]).astype(np.int64)
+        places = site.by_class()
+        there = np.array([0, *places])
         shares = self.weights[there]
         if not shares.any():  # the case has none of the classes that are wanted
             return site.anywhere(rng)
-        chosen = rng.choice(there, p=shares / shares.sum())
+        chosen = int(rng.choice(there, p=shares / shares.sum()))
         if chosen == 0:
             return site.centred(site.background(rng))
-        return site.centred(rng.choice(site.voxels[site.voxels[:, 0] == chosen, 1]))
+        return site.centred(rng.choice(places[chosen]))
 
 
 @SAMPLERS.register("weighted")

@@ -82,20 +82,31 @@ def _order(seed: int, epoch: int, cases: int) -> Array:
 
 
 def cut(volume: Array, start: Start, patch: Sequence[int], *, edge: bool) -> Array:
-    """Cut a patch out of (..., I, J, K); what overhangs repeats the edge, or is 0."""
-    kept = tuple(
-        slice(max(s, 0), min(s + p, n))
-        for s, p, n in zip(start, patch, volume.shape[-3:], strict=True)
-    )
-    inner = np.asarray(volume[..., kept[0], kept[1], kept[2]])
-    missing = [
-        (max(-s, 0), max(s + p - n, 0))
-        for s, p, n in zip(start, patch, volume.shape[-3:], strict=True)
-    ]
-    if not any(map(any, missing)):
-        return inner
-    pads = [(0, 0)] * (volume.ndim - 3) + missing
-    return np.pad(inner, pads, mode="edge" if edge else "constant")
+    """Cut a patch out of (..., I, J, K); what overhangs repeats the edge, or is 0.
+
+    A patch within the volume is a view of it.
+    """
+    sizes = list(zip(start, patch, volume.shape[-3:], strict=True))
+    if all(s >= 0 and s + p <= n for s, p, n in sizes):
+        i, j, k = (slice(s, s + p) for s, p, _ in sizes)
+        view: Array = volume[..., i, j, k]
+        return view
+    out = np.empty((*volume.shape[:-3], *patch), volume.dtype)
+    copy_patch(out, volume, start, edge=edge)
+    return out
+
+
+def copy_patch(out: Array, volume: Array, start: Start, *, edge: bool) -> None:
+    """As `cut`, into an array (..., i, j, k)."""
+    sizes = list(zip(start, out.shape[-3:], volume.shape[-3:], strict=True))
+    i, j, k = (slice(max(s, 0), min(s + p, n)) for s, p, n in sizes)
+    a, b, c = (slice(max(-s, 0), min(p, n - s)) for s, p, n in sizes)
+    out[..., a, b, c] = volume[..., i, j, k]
+    for rows, kept, axis in ((out[..., a, b, :], c, -1), (out[..., a, :, :], b, -2), (out, a, -3)):
+        if kept.start > 0 or kept.stop < out.shape[axis]:
+            along = np.moveaxis(rows, axis, 0)
+            along[: kept.start] = along[kept.start] if edge else 0
+            along[kept.stop :] = along[kept.stop - 1] if edge else 0
 
 
 def spread(weights: Array, most: int) -> Array:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from medseg.config.schema import Config
-from medseg.errors import MedsegError
-from medseg.inference.runner import autocast
+from medseg.inference.runner import autocast, is_out_of_memory
 from medseg.training.dataset import Batch
 from medseg.training.state import State
+from medseg.training.trouble import Part, out_of_memory, refuse_non_finite
 from medseg.transforms import augment
 
 Pair = tuple[Tensor, Tensor]
+_SKIPPED = 50  # steps in a row, at most: a loss scale halved as often is 0 in effect
 
 
 class Step:
@@ -25,17 +27,21 @@ class Step:
         state: What it changes.
         loss: Of all outputs of the network, on its device.
         config: With axes as numbers (`Config.numbered`).
+        bad_batch: Where a batch whose loss is not finite is kept; None: nowhere.
     """
 
-    def __init__(self, state: State, loss: nn.Module, config: Config) -> None:
-        self.state, self.loss, self.config = state, loss, config
+    def __init__(
+        self, state: State, loss: nn.Module, config: Config, bad_batch: Path | None = None
+    ) -> None:
+        self.state, self.loss, self.config, self.bad_batch = state, loss, config, bad_batch
         self.device = next(state.network.parameters()).device
         self.norm: Tensor | None = None  # of the last step's gradients, before they were clipped
         self.network: Callable[[Tensor], tuple[Tensor, ...]] = state.network
+        self.skipped, self._in_a_row = 0, 0
         if config.train.compile:
             self.network = torch.compile(state.network)
 
-    def prepare(self, batch: Batch, part: int = 0) -> Pair:
+    def prepare(self, batch: Batch, part: int = 0) -> Part:
         """Bring a batch to the device and change it at random, as the step's number tells.
 
         Args:
@@ -44,47 +50,72 @@ class Step:
         """
         number = self.state.step * self.config.train.accumulate + part
         image, label = augmented(batch, self.config, number, self.device)
-        return image, _without(label, self.state.network.margin)
+        return Part(image, _without(label, self.state.network.margin), batch["case"])
 
-    def __call__(self, parts: Sequence[Pair], lr: float) -> float:
+    def __call__(self, parts: Sequence[Part], lr: float) -> float:
         """Take one step; return the loss, the mean over the parts.
 
+        With fp16, whose gradients may overflow until the loss scale fits, such a step changes
+        nothing and is counted in `skipped`.
+
         Args:
-            parts: Images (N, C, I, J, K) and labels (N, I, J, K), whose gradients are averaged.
+            parts: Whose gradients are averaged.
             lr: The learning rate.
 
         Raises:
-            MedsegError: The loss is not finite.
+            NonFiniteError: The loss or its gradient is not finite.
+            MedsegError: Memory ran out.
         """
         state = self.state
         torch.manual_seed(seed_of(self.config.seed, state.step))  # of dropout and its like
         for group in state.optimiser.param_groups:
             group["lr"] = lr * group["factor"]
+        try:
+            losses, norm = self._taken(parts)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        else:
+            self._check(parts, losses, norm)
+            state.update_average()
+            state.step += 1
+            return sum(losses) / len(losses)
+        # Outside of the handler, whose error would keep what was computed for the step.
+        raise out_of_memory(said, parts, self.config.train, self._taken)
+
+    def _taken(self, parts: Sequence[Part]) -> tuple[list[float], float]:
+        """The losses, and the norm of the gradient; the device is waited for once, at the end."""
+        state, clip = self.state, self.config.train.clip
         state.optimiser.zero_grad(set_to_none=True)
-        total = 0.0
-        for image, label in parts:
+        losses = []
+        for image, label, _ in parts:
             with autocast(self.device, state.precision):
                 outputs = self.network(image)
-            value = self.loss(outputs, label) / len(parts)
-            total += self._finite(value)
-            state.scaler.scale(value).backward()
-        if self.config.train.clip is not None:
-            state.scaler.unscale_(state.optimiser)
-            self.norm = nn.utils.clip_grad_norm_(state.network.parameters(), self.config.train.clip)
+            value = self.loss(outputs, label)
+            losses.append(value.detach())
+            state.scaler.scale(value / len(parts)).backward()
+        state.scaler.unscale_(state.optimiser)
+        weights = list(state.network.parameters())
+        if clip is not None:
+            norm = nn.utils.clip_grad_norm_(weights, clip)
+        else:
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
         state.scaler.step(state.optimiser)
         state.scaler.update()
-        state.update_average()
-        state.step += 1
-        return total
+        self.norm = norm
+        *numbers, length = torch.stack([*losses, norm]).tolist()
+        return numbers, length
 
-    def _finite(self, value: Tensor) -> float:
-        number = float(value.detach())
-        if not math.isfinite(number):
-            raise MedsegError(
-                f"the loss is {number} at step {self.state.step}; lower train.lr, lengthen "
-                "train.warmup or set train.precision to fp32"
-            )
-        return number
+    def _check(self, parts: Sequence[Part], losses: Sequence[float], norm: float) -> None:
+        if self.state.scaler.is_enabled() and not math.isfinite(norm) and self._in_a_row < _SKIPPED:
+            refuse_non_finite(parts, losses, 0.0, self.state.step, self.bad_batch)
+            self.skipped += 1
+            self._in_a_row += 1
+        else:
+            refuse_non_finite(parts, losses, norm, self.state.step, self.bad_batch)
+            self._in_a_row = 0
 
 
 def augmented(batch: Batch, config: Config, number: int, device: torch.device) -> Pair:
@@ -104,4 +135,4 @@ def seed_of(seed: int, number: int) -> int:
 def _without(label: Tensor, margin: Sequence[int]) -> Tensor:
     """The label of the patch alone: the margin is context, and nothing is learnt there."""
     i, j, k = (slice(m, n - m) for m, n in zip(margin, label.shape[1:], strict=True))
-    return label[:, i, j, k].contiguous()
+    return label[:, i, j, k].long()  # a new tensor, without gaps

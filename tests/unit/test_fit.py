@@ -124,7 +124,7 @@ def test_what_is_learnt_makes_another_cache_entry(
     for each in (setup, other):
         cases = each.dataset.cases[:1]
         (stored,) = cache.fill(tmp_path, cases, each.dataset, each.preprocessor, lambda: None)
-        places.append(stored.folder)
+        places.append(stored.path)
     assert places[0] != places[1]
 
 

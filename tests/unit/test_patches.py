@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from medseg.config.schema import ComponentSpec, Train
 from medseg.errors import DataError, PluginError
 from medseg.registry import TRANSFORMS
+from medseg.training import casefile
 from medseg.training.cache import CachedCase
 from medseg.training.dataset import Patches, Recipe, batches
 from medseg.training.sampling import Sampling
@@ -64,15 +64,13 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def cases(tmp_path: Path, rng: np.random.Generator) -> tuple[CachedCase, ...]:
     made = []
     for n in range(5):
-        folder = tmp_path / f"case{n}"
-        folder.mkdir()
         image = rng.normal(n, 1, size=(2, 14, 12, 6 + n)).astype(np.float32)
         label = np.zeros(image.shape[1:], np.uint8)
         label[3:6, 4:8, 2:4] = 1
         voxels = np.stack([np.ones(24, np.int64), np.flatnonzero(label)], 1)
-        for name, array in (("image", image), ("label", label), ("voxels", voxels)):
-            np.save(folder / f"{name}.npy", array)
-        made.append(CachedCase(f"case{n}", folder, (1.0, 1.0, 2.0 + n)))
+        path = tmp_path / f"case{n}.safetensors"
+        casefile.write(path, {"image": image, "label": label, "voxels": voxels}, {})
+        made.append(CachedCase(f"case{n}", path, (1.0, 1.0, 2.0 + n)))
     return tuple(made)
 
 
@@ -105,7 +103,11 @@ def first(data: Patches, train: Train, steps: int = 4, start: int = 0) -> list[d
 
 
 def equal(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
-    return all(torch.equal(x[key], y[key]) for x, y in zip(a, b, strict=True) for key in x)
+    return all(
+        torch.equal(x[key], y[key]) if torch.is_tensor(x[key]) else x[key] == y[key]
+        for x, y in zip(a, b, strict=True)
+        for key in x
+    )
 
 
 def test_a_patch_is_what_was_cached(cases: Any) -> None:
@@ -115,7 +117,7 @@ def test_a_patch_is_what_was_cached(cases: Any) -> None:
         case = cases[data.sampling.case(n, 5)]
         assert patch["image"].shape == (2, 8, 8, 8)
         assert patch["label"].shape == (8, 8, 8)
-        assert patch["label"].dtype == torch.int64
+        assert patch["label"].dtype == torch.uint8
         assert patch["spacing"].tolist() == list(case.spacing)
         whole, found = case.image(), patch["image"].numpy()
         corner = np.argwhere(whole[0] == found[0, 4, 4, 4])
@@ -160,13 +162,12 @@ def test_a_case_is_resized_to_the_patch(cases: Any) -> None:
 
 
 def test_regions_and_maps_of_a_case_are_sampled(cases: Any) -> None:
-    cases = [replace(case, has_mask=True, has_weights=True) for case in cases]
     for case in cases:
         mask = np.zeros(case.label().shape, bool)
         mask[10, 9, 1:3] = True
-        np.save(case.folder / "mask.npy", mask)
-        np.save(case.folder / "weights.npy", np.where(case.label() > 0, 2.5, 0).astype(np.float32))
-    cases = [replace(case, has_mask=True) for case in cases]
+        weights = np.where(case.label() > 0, 2.5, 0).astype(np.float32)
+        arrays = casefile.read(case.path).arrays
+        casefile.write(case.path, {**arrays, "mask": mask, "weights": weights}, {})
     inside = patches(cases, sampler="uniform", patch=(1, 1, 1), roi=True)
     weighted = patches(cases, sampler="weighted", patch=(1, 1, 1))
     for n in range(20):
@@ -244,10 +245,10 @@ def test_a_faulty_transform_names_itself_and_the_case(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_data_error_keeps_its_type_and_file(workers: int, cases: Any) -> None:
-    (cases[2].folder / "label.npy").write_bytes(b"")
-    with pytest.raises(DataError, match=r"label\.npy: case 'case2'.*delete the folder") as caught:
+    cases[2].path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"case2\.safetensors: case 'case2'.*empty") as caught:
         first(patches(cases), settings(workers))
-    assert caught.value.source.endswith("label.npy")
+    assert caught.value.source.endswith("case2.safetensors")
 
 
 @pytest.mark.slow

@@ -211,6 +211,38 @@ def test_crop_falls_back_to_the_whole_of_a_constant_volume() -> None:
     assert prepared.image.shape == (1, 4, 5, 6)
 
 
+@pytest.mark.parametrize("code", ["RAS", "LPS", "SAL"])
+@pytest.mark.parametrize("spacing", [(0.8, 1.0, 1.5), (2.5, 3.0, 2.0)])
+def test_a_large_background_is_cropped_before_it_costs_anything(
+    code: str, spacing: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is resampled is the box alone, and the same as if the file held nothing else."""
+    part = (slice(9, 19), slice(30, 46), slice(3, 15))
+    inner = rng.normal(5, 1, size=(2, 10, 16, 12))
+    image, label = np.zeros((2, 40, 60, 50)), np.zeros((40, 60, 50), np.uint8)
+    image[:, *part], label[part] = inner, rng.integers(0, 3, size=(10, 16, 12))
+    affine = oriented(code, (1.0, 1.2, 1.4))
+    alone = prepare(case(inner, affine, label[part]), spacing)
+    seen: list[tuple[int, ...]] = []
+
+    def watched(volume: np.ndarray, shape: Any) -> np.ndarray:
+        seen.append(volume.shape[1:])
+        return resample(volume, shape)
+
+    monkeypatch.setattr("medseg.transforms.preprocess.resample", watched)
+    cropped = prepare(case(image, affine, label), spacing, crop="foreground")
+    assert {tuple(sorted(shape)) for shape in seen} == {(10, 12, 16)}
+    np.testing.assert_array_equal(cropped.image, alone.image)
+    np.testing.assert_array_equal(cropped.label, alone.label)
+    scores = rng.random((3, *cropped.image.shape[1:])).astype(np.float32)
+    back, without = cropped.route.back(scores), alone.route.back(scores)
+    np.testing.assert_array_equal(back[:, *part], without)
+    outside = np.ones(label.shape, bool)
+    outside[part] = False
+    assert (back[0][outside] == 1).all()
+    assert (back[1:, outside] == 0).all()
+
+
 def test_intensities_are_normalised_after_the_crop_within_the_mask(
     rng: np.random.Generator,
 ) -> None:

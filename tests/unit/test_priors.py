@@ -10,6 +10,7 @@ import pytest
 
 from medseg.config.schema import ComponentSpec
 from medseg.networks.checkpoint import Priors
+from medseg.training import casefile
 from medseg.training.cache import CachedCase
 from medseg.training.dataset import Patches, Recipe
 from medseg.training.priors import measure
@@ -24,14 +25,14 @@ def case(tmp_path: Path) -> CachedCase:
     label[0] = 255
     mask = np.zeros(label.shape, bool)
     mask[1:, 4:16, 4:16] = True
-    flat = np.flatnonzero((label == 1) | (label == 2))
+    places = np.argsort(label, axis=None, kind="stable")  # by class
+    flat = places[np.isin(label.ravel()[places], (1, 2))]
     voxels = np.stack([label.ravel()[flat], flat], axis=1).astype(np.int64)
     image = label[None].astype(np.float32)
-    counts = [np.bincount(part.ravel(), minlength=256) for part in (label, label[mask])]
+    counts = np.stack([np.bincount(part.ravel(), minlength=256) for part in (label, label[mask])])
     arrays = {"image": image, "label": label, "voxels": voxels, "mask": mask, "counts": counts}
-    for name, array in arrays.items():
-        np.save(tmp_path / f"{name}.npy", array)
-    return CachedCase("case", tmp_path, (1.0, 1.0, 1.0), has_mask=True)
+    casefile.write(tmp_path / "case.safetensors", arrays, {})
+    return CachedCase("case", tmp_path / "case.safetensors", (1.0, 1.0, 1.0))
 
 
 def patches(case: CachedCase, sampler: str, **options: float) -> Patches:

@@ -41,8 +41,8 @@ def starts(
 
 
 def voxels(*places: tuple[int, int, int, int]) -> np.ndarray:
-    """(class, flat index) of (class, i, j, k)."""
-    return np.array([(c, np.ravel_multi_index(at, SHAPE)) for c, *at in places])
+    """(class, flat index) of (class, i, j, k), sorted."""
+    return np.array(sorted((c, np.ravel_multi_index(at, SHAPE)) for c, *at in places))
 
 
 def test_each_case_comes_once_an_epoch_in_a_new_order() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -112,6 +113,8 @@ def draw(settings: Augment, samples: int, channels: int, generator: torch.Genera
 def _rotation(angles: Tensor) -> Tensor:
     """(N, 3, 3) rotations about i, then j, then k by (N, 3) radians."""
     matrix = torch.eye(3).repeat(len(angles), 1, 1)
+    if not bool(angles.any()):
+        return matrix
     for axis in range(3):
         p, q = (axis + 1) % 3, (axis + 2) % 3
         turn = torch.eye(3).repeat(len(angles), 1, 1)
@@ -122,6 +125,7 @@ def _rotation(angles: Tensor) -> Tensor:
     return matrix
 
 
+@cache
 def _of_degree() -> Tensor:
     """(4, 4, 4): 1 where the powers of (i, j, k) sum up to 1, 2 or 3; a constant is no field."""
     power = torch.arange(DEGREE + 1)
