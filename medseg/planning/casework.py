@@ -115,7 +115,8 @@ def measure(case: Case, dataset: Dataset, number: int, classes: bool = True) -> 
     mask = None if loaded.mask is None else turn.apply(loaded.mask)
     is_blank = (image == image[:, :1, :1, :1]).all(0) if mask is None else ~mask
     counts = _counts(label, dataset)
-    regions = dataset.labels.classes if classes else {str(v): (v,) for v in counts}
+    values = [value for value in counts if value != dataset.labels.ignore]
+    regions = dataset.labels.classes if classes else {str(value): (value,) for value in values}
     indices = {value: n + 1 for n, value in enumerate(dataset.labels.values)}
     i, j, k = image.shape[1:]
     return CaseWork(
@@ -171,11 +172,12 @@ def _values(channel: Array, is_lesion: Array, rng: np.random.Generator) -> Value
 
 def _region(mask: Array, spacing: Triple) -> Region:
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    parts, count = ndimage.label(mask[box], _CORNERS)
+    parts, _ = ndimage.label(mask[box], _CORNERS)
     voxels = np.sort(np.bincount(parts.ravel())[1:])
     inner = ndimage.center_of_mass(mask[box])
     x, y, z = ((at + part.start) * mm for at, part, mm in zip(inner, box, spacing, strict=True))
-    return Region(int(voxels.sum()), voxels * float(np.prod(spacing)), (x, y, z))
+    sizes = (voxels * np.prod(spacing)).astype(np.float64)
+    return Region(int(voxels.sum()), sizes, (x, y, z))
 
 
 def _extent(inside: Array) -> tuple[int, int, int]:

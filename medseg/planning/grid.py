@@ -49,13 +49,14 @@ def target(fingerprint: Fingerprint) -> tuple[Triple, str]:
     count = f"{fingerprint.cases} cases"
     worst = max(range(3), key=lambda axis: median[axis])
     others = [median[axis] for axis in range(3) if axis != worst]
-    if median[worst] > rules.THICK * max(others):
+    times = median[worst] / max(others)
+    if times > rules.THICK:
         thin = max(tenth[worst], *others)
         spacing = _rounded([thin if axis == worst else median[axis] for axis in range(3)])
         return spacing, (
-            f"median of {count}, but along the slices' axis, which is {median[worst] / max(others):.2g} "
-            f"times coarser than the others (more than {rules.THICK:g}): the "
-            f"{rules.THICK_PERCENTILE}th percentile there, so that thin slices lose little"
+            f"median of {count}, but along the slices' axis, which is {times:.2g} times coarser "
+            f"than the others (more than {rules.THICK:g}): the {rules.THICK_PERCENTILE}th "
+            "percentile there, so that thin slices lose little"
         )
     spacing = _rounded(median)
     if _rounded(least) == _rounded(largest):

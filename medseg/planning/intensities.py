@@ -35,7 +35,9 @@ def region(fingerprint: Fingerprint) -> Region:
     if fingerprint.masked == fingerprint.cases:
         return Region(None, True, holds, f"each case has a mask; {told} lies outside it")
     if any(channel.modality == "ct" for channel in fingerprint.channels):
-        return Region(None, False, False, "CT is normalised by a fixed window, which needs no region")
+        return Region(
+            None, False, False, "CT is normalised by a fixed window, which needs no region"
+        )
     if fingerprint.blank < rules.STRIPPED:
         return Region(None, False, False, f"{told} is blank: the background is no single value")
     rule = "nonzero" if fingerprint.is_corner_zero else "not_corner"

@@ -60,11 +60,13 @@ def choices(shape: Shape, grid: Grid, batch: int) -> Choices:
     size = shape.size
     widths = f"the {size.name} network ({size.source})"
     steps = (
-        f"{levels} levels: the coarsest map of a patch is {by(coarsest)} voxels, and would be below "
-        f"{rules.LEAST_MAP} with one more"
+        f"{levels} levels: the coarsest map of a patch is {by(coarsest)} voxels, and would be "
+        f"below {rules.LEAST_MAP} with one more"
     )
     if levels == len(size.widths):
-        steps = f"as deep as the {size.name} network goes: the coarsest map is {by(coarsest)} voxels"
+        steps = (
+            f"as deep as the {size.name} network goes: the coarsest map is {by(coarsest)} voxels"
+        )
     made: Choices = {
         "model.encoder.name": Choice("resnet"),
         "model.encoder.widths": Choice(list(size.widths[:levels]), widths),
@@ -74,13 +76,14 @@ def choices(shape: Shape, grid: Grid, batch: int) -> Choices:
     if any(1 in kernel for kernel in shape.kernels):
         why = (
             f"1 long where an axis is {rules.COARSE:g} times coarser than the finest or more "
-            f"({by(grid.spacing)} mm): nothing is halved there either, until the others have caught up"
+            f"({by(grid.spacing)} mm); nothing is halved there until the others have caught up"
         )
         made["model.encoder.kernels"] = Choice(_lists(shape.kernels), why)
         made["model.decoder.kernels"] = Choice(_lists(shape.kernels[:-1]))
     supervised = max(0, min(rules.MOST_SUPERVISED, levels - 2))
     made["model.deep_supervision"] = Choice(
-        supervised, f"{levels} levels leave {max(0, levels - 2)} between the finest and the coarsest"
+        supervised,
+        f"{levels} levels leave {max(0, levels - 2)} between the finest and the coarsest",
     )
     made["train.patch"] = Choice(list(shape.patch), _patch_why(shape, grid, total))
     made["train.batch"] = Choice(batch, _batch_why(shape, batch))

@@ -73,9 +73,9 @@ def flips(fingerprint: Fingerprint, grid: Grid) -> Choices:
 
 def _told(sides: Sides, axis: int) -> str:
     one, other = sides.classes
-    where = (("left", "right"), ("behind", "in front"), ("below", "above"))[axis]
+    where = (("left of", "right of"), ("behind", "in front of"), ("below", "above"))[axis]
     return (
-        f"not {_AXES[axis]}: {one} always lies {where[sides.mm[axis] > 0]} of {other}, "
+        f"not {_AXES[axis]}: {one} always lies {where[sides.mm[axis] > 0]} {other}, "
         f"{abs(sides.mm[axis]):.1f} mm with a deviation of {sides.spread[axis]:.1f} mm"
     )
 

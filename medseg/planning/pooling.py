@@ -88,7 +88,8 @@ def pooled(works: Sequence[CaseWork], channels: Sequence[str]) -> Fingerprint:
     spacings = np.array([work.spacing for work in works])
     sizes = shapes * spacings
     contents = np.array([work.content for work in works]) * spacings
-    names = sorted({name for work in works for name in work.regions}, key=_in_order)
+    found = dict.fromkeys(name for work in works for name in work.regions)
+    names = sorted(found, key=_in_order)
     values = Counter(value for work in works for value in work.counts)
     return Fingerprint(
         cases=len(works),

@@ -1,6 +1,6 @@
 """Every number that a plan is made by, with where it is from: the one place to change them.
 
-A source is a paper, a recipe in configs/ that was tuned by hand (its accuracy stands in the README),
+A source is a paper, a recipe in configs/ that was tuned by hand (the README has its accuracy),
 or "judgement", where nobody has measured.
 """
 
@@ -58,8 +58,8 @@ LARGE = Size(  # widths of nnU-Net; its ResEnc presets: Isensee et al. 2024, arX
     least_steps=20_000, source="nnU-Net, configs/msd_lung.yaml",
 )  # fmt: skip
 SIZES = (SMALL, MEDIUM, LARGE)  # the next is tried while the budget has its steps
-# Lesions that are on average fewer voxels across are lost on a grid that is halved at once; those of
-# the demo's phantoms are 5.5, and are found by a network that halves: medseg/demo.yaml.
+# Lesions that are on average fewer voxels across are lost on a grid that is halved at once. Those
+# of the demo's phantoms are 5.5, and are found by a network that halves: medseg/demo.yaml.
 LEAST_ACROSS = 4.0
 MOST_SUPERVISED = 2  # coarser levels with a loss of their own: configs/msd_lung.yaml
 
@@ -77,7 +77,7 @@ PRIOR_CORRECTION = 0.25  # of what such patches make lesions too common by: brat
 
 # -- intensities ----------------------------------------------------------------------------------
 STRIPPED = 0.25  # share of voxels of one value, from which the background is known to be blank
-OUTSIDE = 1e-3  # share of labelled voxels that may lie on it and yet be left out of patches
+OUTSIDE = 5e-3  # share of labelled voxels that may lie on it and be lost: judgement
 CROPPED = 0.75  # share of the volume that a crop has to come below to be worth it: judgement
 CT_PERCENTS = (0.5, 99.5)  # of labelled voxels, that the window reaches between: nnU-Net
 CT_STEP = 5.0  # HU that its ends are rounded to
@@ -89,18 +89,20 @@ WINDOWED = {"brightness": 0.05, "contrast": 0.1, "noise": 0.05}
 # -- flips ----------------------------------------------------------------------------------------
 # A class that always lies on one side of another along an axis is known by it: not to be mirrored.
 APART = 2.0  # deviations of their distance that the mean is from 0: of one sign in 97 of 100
-WHOLE_VOXELS = 500_000  # of the largest volume that is predicted in one pass: inference.whole_voxels
+WHOLE_VOXELS = (
+    500_000  # of the largest volume that is predicted in one pass: inference.whole_voxels
+)
 
 # -- schedule -------------------------------------------------------------------------------------
 VALIDATED = 0.1  # share of the budget that validations may take: judgement
 VALIDATIONS = 10  # in a budget: training's default
 LEAST_VALIDATED = 4  # cases, below which there are fewer validations rather than fewer cases
 NEVER = 1_000_000  # steps between validations where only the last one is wanted
-AVERAGED = 50.0  # the average of the weights reaches back over this part of the steps
+AVERAGED = 8.0  # the average of the weights reaches back over this part of the steps
 AVERAGES = (0.98, 0.99, 0.995, 0.998, 0.999)  # decays; hippocampus.yaml has .995
 
 # -- prediction and evaluation --------------------------------------------------------------------
 FOLDS = 5
-SINGLE = 1.0  # share of cases in which a class is one component, for others to be false
+SINGLE = 0.98  # share of cases in which a class is one component, for more to be false: judgement
 SINGLE_CASES = 10  # that it takes to see so
 MEMORY_SHARE = 0.5  # of what is free now, where no --memory is given

@@ -26,6 +26,7 @@ FLOORS = (
     ("batch",),
     ("tuning",),
     ("training",),
+    ("planning",),
     ("api", "checking", "tables", "demo", "cli", "__main__", "__init__"),
 )
 TOP = FLOORS[-1]
