@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import prod
+from math import ceil, prod
 
 from medseg.console import Tick
-from medseg.errors import MedsegError
+from medseg.errors import ConfigError, MedsegError
 from medseg.planning import network, rules, schedule, trial
-from medseg.planning.amounts import in_mib
+from medseg.planning.amounts import in_mib, told
 from medseg.planning.choice import Choice, Choices, by, text_of
 from medseg.planning.drafts import Basis
 from medseg.planning.network import Shape, Whole
@@ -65,14 +65,8 @@ class Fitted:
 Try = Callable[[Request], Measured | TooMuch]
 
 
-def best(
-    basis: Basis,
-    terms: Terms,
-    asked: Request,
-    tick: Tick,
-    attempt: Try = trial.run,
-) -> Fitted:
-    """The largest network of which the budget holds enough steps.
+class Search:
+    """Networks tried one after the other, the cheapest first.
 
     Args:
         basis: What the data say.
@@ -80,90 +74,98 @@ def best(
         asked: A request for a trial, as far as it does not depend on the network.
         tick: Told of each trial.
         attempt: What tries a request.
-
-    Raises:
-        MedsegError: The memory is too small for any network, or a trial failed.
     """
-    chosen: Fitted | None = None
-    for size, larger in zip(basis.sizes, (*basis.sizes[1:], None), strict=True):
-        if chosen is not None:
-            steps = chosen.plan.steps / chosen.measured.next
-            if steps < size.least_steps / 2:  # so far off that a trial need not tell
+
+    def __init__(
+        self, basis: Basis, terms: Terms, asked: Request, tick: Tick, attempt: Try = trial.run
+    ) -> None:
+        self.basis, self.terms, self.asked = basis, terms, asked
+        self.tick, self.attempt = tick, attempt
+
+    def best(self) -> Fitted:
+        """The largest network of which the memory holds a step, and the budget enough of them.
+
+        Raises:
+            ConfigError: The budget is too short for the smallest.
+            MedsegError: The memory is too little for the smallest, or a trial failed.
+        """
+        smallest, *larger = self.basis.sizes
+        chosen = self._fitted(smallest, larger[0])
+        if not isinstance(chosen, Fitted):
+            raise _too_small(self.terms, chosen)
+        if chosen.plan.steps < rules.LEAST_STEPS:
+            raise _too_short(self.terms, chosen.plan)
+        for size, following in zip(larger, (*larger[1:], None), strict=True):
+            expected = chosen.plan.steps / chosen.measured.next
+            if expected < size.least_steps / 2:  # so far off that a trial need not tell
                 break
-        fitted = _fitting(basis, size, larger, terms, asked, tick, attempt)
-        if fitted is None or fitted.plan.steps < size.least_steps:
-            if chosen is None:
-                raise _too_small(terms)
-            break
-        chosen = fitted
-        tick(size.name)
-    assert chosen is not None
-    return chosen
+            found = self._fitted(size, following)
+            if not isinstance(found, Fitted) or found.plan.steps < size.least_steps:
+                break
+            chosen = found
+        self.tick(to=self.tick.total)
+        return chosen
 
+    def _fitted(self, size: Size, larger: Size | None) -> Fitted | Measured | TooMuch:
+        """A network of some size, its patch and batch shrunk until the memory holds them.
 
-def _fitting(
-    basis: Basis,
-    size: Size,
-    larger: Size | None,
-    terms: Terms,
-    asked: Request,
-    tick: Tick,
-    attempt: Try,
-) -> Fitted | None:
-    """A network of some size, its patch and batch shrunk until the memory holds them."""
-    share, whole = 1.0, basis.grid.largest_voxels <= rules.WHOLE_VOXELS
-    shape = network.shape(basis.grid, size)
-    batch, first = network.batch_for(shape), shape
-    while True:
-        draft = basis.draft(shape, batch) | ({} if whole else _windows(basis))
-        tick.show(f"{size.name}: {batch} x {by(shape.patch)} voxels")
-        request = _request(basis, asked, draft, shape, larger, terms, whole=whole)
-        found = attempt(request)
-        memory = terms.memory or _share(found)
-        if isinstance(found, Measured) and found.peak <= memory:
-            draft["train.patch"] = _with_memory(draft["train.patch"], found, memory, first, shape)
-            plan = _plan(basis, terms, found, shape, whole=whole)
-            return Fitted(draft, shape, found, memory, plan)
-        if isinstance(found, Measured) and whole and found.step_peak <= memory:
-            whole = False  # the step fits; it is the prediction in one pass that does not
-        elif batch > rules.BATCH:
-            batch = max(rules.BATCH, batch // 2)
-        else:
-            share *= _shrink(found, memory)
-            smaller = network.shape(basis.grid, size, share)
-            if max(smaller.patch) >= rules.LEAST_PATCH:
+        Where even the smallest are too large: what they took.
+        """
+        whole = self.basis.grid.largest_voxels <= rules.WHOLE_VOXELS
+        shape = first = network.shape(self.basis.grid, size)
+        batch = network.batch_for(shape)
+        while True:
+            draft = self.basis.draft(shape, batch) | ({} if whole else _windows(self.basis))
+            self.tick.show(f"{size.name}: {batch} x {by(shape.patch)} voxels")
+            found = self.attempt(self._request(draft, shape, larger, whole=whole))
+            memory = self.terms.memory or _share(found)
+            if isinstance(found, Measured) and found.peak <= memory:
+                patch = _with_memory(draft["train.patch"], found, memory, first, shape)
+                plan = self._plan(found, shape, whole=whole)
+                return Fitted(draft | {"train.patch": patch}, shape, found, memory, plan)
+            if isinstance(found, Measured) and whole and found.step_peak <= memory:
+                whole = False  # the step fits; it is the prediction in one pass that does not
+                continue
+            if batch > rules.BATCH:
+                batch = max(rules.BATCH, batch // 2)
+                continue
+            if found.idle >= memory:
+                return found
+            smaller = _smaller(self.basis, shape, _shrink(found, memory))
+            if smaller is not None:
                 shape = smaller
             elif batch > 1:
                 batch = 1
             else:
-                return None
+                return found
 
+    def _request(
+        self, draft: Choices, shape: Shape, larger: Size | None, *, whole: bool
+    ) -> Request:
+        timed = {
+            "train.budget": Choice({"steps": 1}),
+            "train.threads": Choice(self.terms.on(self.asked.device.partition(":")[0])),
+        }
+        following = None
+        if larger is not None:
+            bigger = network.shape(self.basis.grid, larger)
+            batch = network.batch_for(bigger)
+            following = text_of(self.basis.draft(bigger, batch) | timed)
+        return replace(
+            self.asked,
+            config=text_of(draft | timed),
+            volume=_volume(self.basis, shape, whole=whole),
+            memory=self.terms.memory or 0,
+            next=following,
+        )
 
-def _request(
-    basis: Basis,
-    asked: Request,
-    draft: Choices,
-    shape: Shape,
-    larger: Size | None,
-    terms: Terms,
-    *,
-    whole: bool,
-) -> Request:
-    timed = {
-        "train.budget": Choice({"steps": 1}),
-        "train.threads": Choice(terms.on(asked.device.partition(":")[0])),
-    }
-    following = None
-    if larger is not None:
-        bigger = network.shape(basis.grid, larger)
-        following = text_of(basis.draft(bigger, network.batch_for(bigger)) | timed)
-    return replace(
-        asked,
-        config=text_of(draft | timed),
-        volume=_volume(basis, shape, whole=whole),
-        memory=terms.memory or 0,
-        next=following,
-    )
+    def _plan(self, found: Measured, shape: Shape, *, whole: bool) -> schedule.Schedule:
+        grid, terms = self.basis.grid, self.terms
+        times = schedule.windows(grid, shape.patch)
+        if whole:
+            times = prod(grid.size) / grid.largest_voxels
+        threads = terms.on(found.device)
+        return schedule.make(terms.budget, found, terms.reading, times, threads=threads)
 
 
 def _volume(basis: Basis, shape: Shape, *, whole: bool) -> Whole:
@@ -174,14 +176,6 @@ def _volume(basis: Basis, shape: Shape, *, whole: bool) -> Whole:
     return i, j, k
 
 
-def _plan(
-    basis: Basis, terms: Terms, found: Measured, shape: Shape, *, whole: bool
-) -> schedule.Schedule:
-    grid = basis.grid
-    times = prod(grid.size) / grid.largest_voxels if whole else schedule.windows(grid, shape.patch)
-    return schedule.make(terms.budget, found, terms.reading, times, threads=terms.on(found.device))
-
-
 def _windows(basis: Basis) -> Choices:
     if basis.choices["inference.mode"].value == "window":
         return {}
@@ -189,11 +183,22 @@ def _windows(basis: Basis) -> Choices:
 
 
 def _shrink(found: Measured | TooMuch, memory: int) -> float:
-    """The share of its voxels that a patch keeps."""
+    """The share of its voxels that a patch may keep."""
     if isinstance(found, TooMuch):
         return rules.SHRINK
     room = _SLACK * (memory - found.idle) / max(1, found.step_peak - found.idle)
     return min(rules.SHRINK, max(_LEAST_SHARE, room))
+
+
+def _smaller(basis: Basis, shape: Shape, share: float) -> Shape | None:
+    """The same network on a patch of at most this share of the voxels; None: none is left."""
+    found, voxels = shape, float(shape.voxels)
+    while found.voxels >= share * shape.voxels:
+        voxels *= share
+        found = network.shape(basis.grid, shape.size, voxels)
+        if max(found.patch) < rules.LEAST_PATCH:
+            return None
+    return found
 
 
 def _share(found: Measured | TooMuch) -> int:
@@ -211,9 +216,21 @@ def _with_memory(patch: Choice, found: Measured, memory: int, first: Shape, shap
     return Choice(patch.value, f"{patch.why}; {took}")
 
 
-def _too_small(terms: Terms) -> MedsegError:
+def _too_small(terms: Terms, found: Measured | TooMuch) -> MedsegError:
     given = in_mib(terms.memory) if terms.memory else "half of what is free"
+    idle = f", {in_mib(found.idle)} of them before it begins" if found.idle else ""
+    took = (
+        f"takes {in_mib(found.peak)}{idle}" if isinstance(found, Measured) else f"takes more{idle}"
+    )
     return MedsegError(
-        f"{given} of memory is too small: the smallest network takes more for one patch of "
-        f"{rules.LEAST_PATCH} voxels along an axis; give more by --memory"
+        f"{given} of memory is too little: training the smallest network on its smallest patch "
+        f"{took}; give more by --memory"
+    )
+
+
+def _too_short(terms: Terms, plan: schedule.Schedule) -> ConfigError:
+    least = (plan.start_up + rules.LEAST_STEPS * plan.step) / (1 - rules.VALIDATED)
+    return ConfigError(
+        f"a budget of {told(terms.budget)} is too short: {plan.start_up:.0f} s pass before the "
+        f"first step, and one takes {plan.step:.2g} s; give --budget {ceil(least)}s at least"
     )

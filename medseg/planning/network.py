@@ -37,15 +37,15 @@ class Shape:
         return prod(self.patch)
 
 
-def shape(grid: Grid, size: Size, share: float = 1.0) -> Shape:
+def shape(grid: Grid, size: Size, voxels: float | None = None) -> Shape:
     """The levels and the patch of a network of some size.
 
     Args:
         grid: Of the data.
         size: Of the network.
-        share: Of the voxels that a patch of this size may have.
+        voxels: That a patch may have at most; None: as the size says.
     """
-    wanted = _box(grid, size.voxels * share)
+    wanted = _box(grid, size.voxels if voxels is None else voxels)
     strides, kernels = _levels(wanted, grid.spacing, size)
     divisor = [prod(steps) for steps in zip(*strides, strict=True)]
     i, j, k = (_fitting(length, step) for length, step in zip(wanted, divisor, strict=True))

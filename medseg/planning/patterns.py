@@ -82,7 +82,8 @@ def _by_folder(path: PurePosixPath) -> tuple[str, str] | None:
     if len(path.parts) < 2:
         return None
     name, *rest = path.parts
-    return "/".join([ID, *(part.replace(name, ID) for part in rest)]), name
+    word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])")
+    return "/".join([ID, *(word.sub(ID, part) for part in rest)]), name
 
 
 def _by_name(paths: list[PurePosixPath]) -> Callable[[PurePosixPath], tuple[str, str]]:

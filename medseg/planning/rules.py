@@ -69,7 +69,7 @@ MOST_BATCH = 16
 LEAST_STEP = 2 * 32 * 48 * 32  # voxels of a step, below which a batch holds more: hippocampus.yaml
 CUT = 0.15  # of a volume's length that a patch may lack for a size that the network takes
 LEAST_PATCH = 16  # voxels along the longest axis of a patch: judgement
-SHRINK = 0.7  # of a patch's voxels, where a trial took too much memory
+SHRINK = 0.6  # of a patch's voxels, where a trial took too much memory
 WHOLE = 0.5  # a patch with this share of the volume sees lesions without being sent to them
 LESION_SHARE = 0.5  # of patches around a lesion otherwise: DeepMedic, brats2015_deepmedic.yaml
 RARE = 20.0  # a class so many times rarer than the commonest gets as many patches as that one
@@ -98,6 +98,8 @@ VALIDATED = 0.1  # share of the budget that validations may take: judgement
 VALIDATIONS = 10  # in a budget: training's default
 LEAST_VALIDATED = 4  # cases, below which there are fewer validations rather than fewer cases
 NEVER = 1_000_000  # steps between validations where only the last one is wanted
+LEAST_STEPS = 20  # of a budget that is worth its start-up
+WORKERS = 4  # that prepare patches while a GPU computes: configs/msd_lung.yaml
 AVERAGED = 8.0  # the average of the weights reaches back over this part of the steps
 AVERAGES = (0.98, 0.99, 0.995, 0.998, 0.999)  # decays; hippocampus.yaml has .995
 

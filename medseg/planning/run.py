@@ -9,12 +9,12 @@ from pathlib import Path
 from medseg import files
 from medseg.console import track
 from medseg.errors import ConfigError, DataError
-from medseg.planning import amounts, fit, layout, pooling, schedule
+from medseg.planning import amounts, layout, pooling, schedule
 from medseg.planning import start as starting
 from medseg.planning.choice import text_of
 from medseg.planning.drafts import Basis
 from medseg.planning.fingerprint import Fingerprint
-from medseg.planning.fit import Fitted, Terms, Try
+from medseg.planning.fit import Fitted, Search, Terms, Try
 from medseg.planning.options import Options
 from medseg.planning.trial import Request
 from medseg.planning.trial import run as try_steps
@@ -88,7 +88,7 @@ def init(  # noqa: PLR0913  (what the command line has)
     asked = _asked(basis, len(dataset.channels), classes, config, device)
     terms = Terms(seconds, most, device, threads, reading)
     with track("Try training steps", len(basis.sizes), quiet=quiet) as tick:
-        fitted = fit.best(basis, terms, asked, tick, attempt)
+        fitted = Search(basis, terms, asked, tick, attempt).best()
     used = terms.on(fitted.measured.device)
     made = fitted.choices | schedule.choices(
         fitted.plan, fitted.measured, fitted.shape, start.validate, used

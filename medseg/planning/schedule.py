@@ -95,6 +95,8 @@ def choices(
         ),
         "train.threads": _threads(plan, measured, threads),
     }
+    if measured.device != "cpu":
+        made["train.workers"] = Choice(rules.WORKERS, "processes that prepare patches for the GPU")
     return made | _validations(plan, validate)
 
 
