@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from medseg.errors import DataError
+from medseg.errors import ConfigError, DataError
 from medseg.planning import patterns
 from medseg.planning.options import Options
 from medseg.planning.patterns import Files
@@ -26,7 +26,9 @@ def describe(folder: Path, options: Options) -> Described:
 
     Raises:
         DataError: It holds no volume, or what its files are could be read in several ways.
+        ConfigError: A pattern that was given does not name the case.
     """
+    _check_patterns(options)
     if options.channels and options.label:
         data = {"channels": dict(options.channels), "label": options.label, "mask": options.mask}
         return data, dict.fromkeys(("channels", "label"), "as asked")
@@ -60,6 +62,16 @@ def describe(folder: Path, options: Options) -> Described:
     if mask is not None:
         why["mask"] = "as asked" if options.mask else "by its name"
     return data, why
+
+
+def _check_patterns(options: Options) -> None:
+    named = {f"--channel {name}": text for name, text in options.channels.items()}
+    for option, text in {**named, "--label": options.label, "--mask": options.mask}.items():
+        if text is not None and patterns.ID not in text:
+            raise ConfigError(
+                f"{option} is a pattern that must contain {{id}}, as labels/{{id}}.nii.gz, got "
+                f"{text!r}"
+            )
 
 
 def _label(folder: Path, left: list[Files], every: list[Files]) -> tuple[str, str]:

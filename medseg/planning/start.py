@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from medseg.config.schema import Data, Split
-from medseg.errors import DataError
+from medseg.errors import ConfigError, DataError
 from medseg.planning import rules
 from medseg.planning.choice import Choice, Choices
 from medseg.planning.fingerprint import Fingerprint, Sides
 from medseg.planning.layout import Found
+from medseg.registry import explain
 from medseg.volumes import cases, nifti
 from medseg.volumes.dataset import Dataset, Labels
 from medseg.volumes.split import split
@@ -57,7 +59,7 @@ def begin(found: Found) -> Start:
     is_open = found.data["layout"] in ("folder", "csv") and not values.get("classes")
     if is_open:
         values["classes"] = _ANY.classes
-    dataset = cases.find(Data.model_validate_json(json.dumps(values)))
+    dataset = cases.find(_data(values))
     if is_open:
         dataset = replace(dataset, labels=_guessed(dataset))
     knows, count = dataset.labels is not _ANY, len(dataset.cases)
@@ -72,6 +74,14 @@ def begin(found: Found) -> Start:
     folds = min(rules.FOLDS, count)
     validate = -(-count // folds)
     return Start(found, dataset, knows, count - validate, validate, folds)
+
+
+def _data(values: dict[str, Any]) -> Data:
+    try:
+        return Data.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        told = "; ".join(explain(item) for item in error.errors())
+        raise ConfigError(f"data: {told}") from error
 
 
 def _guessed(dataset: Dataset) -> Labels:
@@ -121,9 +131,12 @@ def choices(start: Start, classes: Labels, config: Path, name: str | None) -> Ch
         classes: What its labels mean.
         config: The file to write, from which paths that were given as relative ones start.
         name: Of the run; None: that of the folder.
+
+    Raises:
+        ConfigError: The name is none.
     """
     found, why = start.found, start.found.why
-    made: Choices = {"name": Choice(name or _name(found.path))}
+    made: Choices = {"name": Choice(_name(found.path, name))}
     made["data.path"] = Choice(_path(found.path, config))
     for key, value in found.data.items():
         made[f"data.{key}"] = Choice(value, why.get(key, ""))
@@ -161,7 +174,11 @@ def _path(path: Path, config: Path) -> str:
     return Path(os.path.relpath(path.resolve(), config.parent.resolve())).as_posix()
 
 
-def _name(path: Path) -> str:
+def _name(path: Path, wanted: str | None) -> str:
+    if wanted is not None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", wanted):
+            raise ConfigError(f"--name is of letters, digits, '.', '_' and '-', got {wanted!r}")
+        return wanted
     folder = path.resolve().parent if path.is_file() else path.resolve()
     return re.sub(r"[^A-Za-z0-9._-]+", "_", folder.name).strip("._-") or "run"
 
