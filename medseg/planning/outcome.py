@@ -47,4 +47,4 @@ def _lesions(fingerprint: Fingerprint) -> Choice:
         return Choice(True, f"a case has up to {several:.0f} components of a class")
     if without:
         return Choice(True, f"{without} of {fingerprint.cases} cases have none")
-    return Choice(False, "each case has one component of a class: the Dice tells of all")
+    return Choice(False, "a case has one component of a class: the Dice tells of it")

@@ -81,7 +81,7 @@ OUTSIDE = 5e-3  # share of labelled voxels that may lie on it and be lost: judge
 CROPPED = 0.75  # share of the volume that a crop has to come below to be worth it: judgement
 CT_PERCENTS = (0.5, 99.5)  # of labelled voxels, that the window reaches between: nnU-Net
 CT_STEP = 5.0  # HU that its ends are rounded to
-PET_PERCENT = 99.0  # of labelled voxels, that the window reaches up to: sts_pet.yaml has 10 SUV
+PET_PERCENT = 95.0  # of labelled voxels, that the window reaches up to: sts_pet.yaml, by 1 SUV
 PET_LEAST = 5.0  # SUV that it reaches at least
 # In a window the deviations are of -1..1, not of a z-score: configs/msd_lung.yaml.
 WINDOWED = {"brightness": 0.05, "contrast": 0.1, "noise": 0.05}

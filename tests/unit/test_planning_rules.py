@@ -195,14 +195,14 @@ def test_ct_gets_a_window_of_its_lesions() -> None:
 
 
 def test_pet_gets_a_window_from_0() -> None:
-    assert normalised(figures(channels=(channel("pet", "pet", 13.2),))) == [
+    assert normalised(figures(channels=(channel("pet", "pet", 15.0),))) == [
         {"name": "window", "low": 0.0, "high": 14.0}
     ]
     assert normalised(figures(channels=(channel("pet", "pet", 2.0),)))[0]["high"] == 5.0
 
 
 def test_each_channel_by_its_modality() -> None:
-    found = figures(channels=(channel("t1"), channel("pet", "pet", 9.5), channel("t2")))
+    found = figures(channels=(channel("t1"), channel("pet", "pet", 10.5), channel("t2")))
     assert normalised(found) == [
         {"name": "window", "low": 0.0, "high": 10.0, "channels": [1]},
         {"name": "zscore", "channels": [0, 2]},
