@@ -7,13 +7,13 @@ import sys
 
 from rich.markup import escape
 
-from medseg.cli import training, using
+from medseg.cli import planning, training, using
 from medseg.cli.app import REFUSED, app
 from medseg.console import errors, show_warnings_briefly
 from medseg.errors import MedsegError
 from medseg.memory import keep_freed
 
-__all__ = ["app", "main", "training", "using"]
+__all__ = ["app", "main", "planning", "training", "using"]
 
 
 def main() -> None:

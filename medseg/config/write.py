@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -13,55 +14,94 @@ from medseg.config.schema import Config
 from medseg.config.source import Loader
 
 _COMMENT_COLUMN = 44
+_WIDTH = 100  # of a comment above a key
 
 
-def dump(config: Config) -> str:
-    """Write a config out in full: defaults included, each key explained by its description."""
-    return "\n".join(_section(config, 0)) + "\n"
+def dump(config: Config, why: Mapping[str, str] | None = None) -> str:
+    """Write a config out in full: defaults included, each key explained by its description.
+
+    Args:
+        config: What to write.
+        why: Dotted path of a key, as `train.patch`: why it has its value, for a comment above it.
+
+    Raises:
+        ValueError: A path of `why` is none of the config's keys.
+    """
+    return _Writer(why or {}).text(config)
 
 
-def _section(model: BaseModel, depth: int, skip: tuple[str, ...] = ()) -> Iterator[str]:
-    for name, field in type(model).model_fields.items():
-        if name in skip:
-            continue
-        value, comment = getattr(model, name), field.description or ""
-        if depth == 0 and isinstance(value, BaseModel) and not isinstance(value, ComponentSpec):
-            yield ""
+class _Writer:
+    """The lines of one config.
+
+    Args:
+        why: Dotted path of a key: the comment above it.
+    """
+
+    def __init__(self, why: Mapping[str, str]) -> None:
+        self._why = dict(why)
+
+    def text(self, config: Config) -> str:
+        lines = list(self._section(config, ()))
+        if self._why:
+            raise ValueError(f"no key {', '.join(self._why)} in the config to explain")
+        return "\n".join(lines) + "\n"
+
+    def _section(
+        self, model: BaseModel, where: tuple[str, ...], skip: tuple[str, ...] = ()
+    ) -> Iterator[str]:
+        for name, field in type(model).model_fields.items():
+            if name in skip:
+                continue
+            value = getattr(model, name)
+            if not where and isinstance(value, BaseModel) and not isinstance(value, ComponentSpec):
+                yield ""
+            yield from self._field((*where, name), value, field.description or "")
+
+    def _field(self, where: tuple[str, ...], value: Any, comment: str) -> Iterator[str]:
+        yield from self._above(where)
         if isinstance(value, ComponentSpec):
-            yield _line(name, depth, "", comment)
-            yield from _component(value, depth + 1)
+            yield _line(where, "", comment)
+            yield from self._component(value, where)
         elif isinstance(value, BaseModel):
-            yield _line(name, depth, "", comment)
-            yield from _section(value, depth + 1)
+            yield _line(where, "", comment)
+            yield from self._section(value, where)
         elif isinstance(value, tuple) and value and isinstance(value[0], ComponentSpec):
-            yield _line(name, depth, "", comment)
-            for item in value:
-                yield from _entry(item, depth + 1)
+            yield _line(where, "", comment)
+            for number, item in enumerate(value):
+                yield from self._entry(item, (*where, str(number)))
         elif isinstance(value, dict) and value:
-            yield _line(name, depth, "", comment)
-            yield from (f"{_indent(depth + 1)}{_flow(k)}: {_flow(v)}" for k, v in value.items())
+            yield _line(where, "", comment)
+            indent = _indent(where) + "  "
+            yield from (f"{indent}{_flow(k)}: {_flow(v)}" for k, v in value.items())
         else:
-            yield _line(name, depth, _flow(value), comment)
+            yield _line(where, _flow(value), comment)
+
+    def _component(self, spec: ComponentSpec, where: tuple[str, ...]) -> Iterator[str]:
+        for key, value in spec.spec().items():
+            yield from self._above((*where, key))
+            yield f"{_indent((*where, key))}{key}: {_flow(value)}"
+        yield from self._section(spec, where, skip=("name",))
+
+    def _entry(self, spec: ComponentSpec, where: tuple[str, ...]) -> Iterator[str]:
+        first, *rest = self._component(spec, where)
+        yield f"{_indent(where)}- {first.strip()}"
+        yield from rest
+
+    def _above(self, where: tuple[str, ...]) -> Iterator[str]:
+        told = "".join(c if c.isprintable() else " " for c in self._why.pop(".".join(where), ""))
+        indent = f"{_indent(where)}# "
+        yield from textwrap.wrap(
+            told, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False
+        )
 
 
-def _component(spec: ComponentSpec, depth: int) -> Iterator[str]:
-    yield from (f"{_indent(depth)}{key}: {_flow(value)}" for key, value in spec.spec().items())
-    yield from _section(spec, depth, skip=("name",))
-
-
-def _entry(spec: ComponentSpec, depth: int) -> Iterator[str]:
-    first, *rest = _component(spec, depth + 1)
-    yield f"{_indent(depth)}- {first.strip()}"
-    yield from rest
-
-
-def _line(name: str, depth: int, value: str, comment: str) -> str:
-    text = f"{_indent(depth)}{name}: {value}".rstrip()
+def _line(where: tuple[str, ...], value: str, comment: str) -> str:
+    text = f"{_indent(where)}{where[-1]}: {value}".rstrip()
     return f"{text.ljust(_COMMENT_COLUMN)}  # {comment}" if comment else text
 
 
-def _indent(depth: int) -> str:
-    return "  " * depth
+def _indent(where: tuple[str, ...]) -> str:
+    return "  " * (len(where) - 1)
 
 
 def _flow(value: Any) -> str:

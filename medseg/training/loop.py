@@ -14,7 +14,6 @@ from medseg.errors import MedsegError
 from medseg.inference.predictor import pick_device
 from medseg.inference.window import autocast
 from medseg.networks.checkpoint import Checkpoint, Priors, save
-from medseg.networks.layers import channels_last
 from medseg.networks.sizes import beyond
 from medseg.training import cache
 from medseg.training.budget import Clock, learning_rate, steps_per_epoch
@@ -85,16 +84,9 @@ def train(
         training, validation = _cached(setup, run, quiet)
         if not resume:
             run.start(config, setup.dataset, setup.ids, setup.pretrained, _learnt(setup))
-        state = State(setup.network.to(where), config.train, setup.tuning)
-        if resume:
-            state.restore(run.state)
+        state = _state(setup, run, where, resume=resume)
         if part is not None and config.train.budget.cpu_seconds:
             state.seconds -= part.spent
-        if not state.precision:
-            state.precision = _precision(setup, where)
-        if state.precision != "fp32":
-            channels_last(state.network)
-            channels_last(state.average)
         with (
             watched(config.train) as keep,
             Logbook(run, config, state.step) as log,
@@ -159,6 +151,15 @@ def _loop(
             watch.scores = _validated(setup, run, state, validation, priors)
     watch.tell()
     save(run.last_model, _checkpoint(setup, state, priors))
+
+
+def _state(setup: Setup, run: RunFolder, device: torch.device, *, resume: bool) -> State:
+    """Where a run stands: at its start, or where it was left."""
+    state = State(setup.network.to(device), setup.config.train, setup.tuning)
+    if resume:
+        state.restore(run.state)
+    state.run_in(state.precision or _precision(setup, device))
+    return state
 
 
 def _precision(setup: Setup, device: torch.device) -> str:

@@ -13,6 +13,7 @@ from medseg.config.schema import Train
 from medseg.errors import DataError, MedsegError
 from medseg.files import atomic
 from medseg.networks.assembly import Network
+from medseg.networks.layers import channels_last
 from medseg.training.finetune import FineTuning
 from medseg.training.muon import Muon
 
@@ -41,6 +42,13 @@ class State:
         self.seconds = 0.0
         self.best = -1.0
         self.waited = 0
+
+    def run_in(self, precision: str) -> None:
+        """Take a precision of autocast; in a lower one the layout that is faster with it."""
+        self.precision = precision
+        if precision != "fp32":
+            channels_last(self.network)
+            channels_last(self.average)
 
     def update_average(self) -> None:
         """Move the averaged weights towards the present ones; slowly only once there is a past.

@@ -12,7 +12,7 @@ import pytest
 
 import medseg
 
-COMMANDS = ("demo", "check", "train", "predict", "evaluate", "tune", "plugins")
+COMMANDS = ("demo", "init", "check", "train", "predict", "evaluate", "tune", "plugins")
 HEAVY = {"torch", "monai", "matplotlib", "scipy", "nibabel"}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny_encoder.py"
 
@@ -56,6 +56,7 @@ def test_help_needs_no_torch(command: str) -> None:
         ("predict", ("--crf", "on|off|model", "--shard", "K/N", "--quiet", "-q", "--json")),
         ("tune", ("NAME", "--model", "-m", "--score", "--device", "--plugin", "KEY=VALUE")),
         ("evaluate", ("--config", "-c", "--input", "-i", "--output", "-o", "--plugin")),
+        ("init", ("DATA", "--output", "-o", "--budget", "--memory", "--channel", "--class")),
         ("plugins", ("--plugin",)),
     ],
 )

@@ -187,3 +187,30 @@ def test_numbers_are_short(value: float, text: str) -> None:
     lines = dump(small(lr=value)).splitlines()
     (line,) = [line for line in lines if line.startswith("  lr:")]
     assert line.split("#")[0].strip() == f"lr: {text}"
+
+
+def test_reasons_stand_above_their_keys() -> None:
+    reasons = {
+        "train": "all of it",
+        "train.patch": "as large as the memory allows: " + "so many words " * 12,
+        "model.encoder.name": "known\u2028well",
+        "evaluation.lesion_bins_mm3": "as measured # here",
+    }
+    config = small()
+    text = dump(config, reasons)
+    assert loads(text, "/") == config
+    lines = text.splitlines()
+    assert "\n# all of it\ntrain: " in text
+    assert "\n    # known well\n    name: vgg\n" in text
+    (place,) = [n for n, line in enumerate(lines) if line.startswith("  patch: [8")]
+    assert lines[place - 3].startswith("  # as large as")
+    assert lines[place - 1].startswith("  # ")
+    assert [line for line in lines if not line.lstrip().startswith("# ")] == dump(
+        config
+    ).splitlines()
+    assert max(len(line) for line in lines[place - 3 : place]) <= 100
+
+
+def test_a_reason_without_a_key_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no key train\.patches"):
+        dump(small(), {"train.patches": "many"})

@@ -26,7 +26,7 @@ FLOORS = (
     ("batch",),
     ("tuning",),
     ("training",),
-    ("study",),
+    ("study", "planning"),
     ("api", "checking", "tables", "demo", "cli", "__main__", "__init__"),
 )
 TOP = FLOORS[-1]
