@@ -4,7 +4,7 @@
     python benchmarks/gpu_training.py --device cpu --tiny
 
 The residual encoder U-Net in three sizes, with medseg's own step (bf16 autocast, Dice and cross
-entropy with deep supervision, AdamW, clipped gradients, averaged weights) on fixed tensors of the
+entropy with deep supervision, Muon, clipped gradients, averaged weights) on fixed tensors of the
 device; "with augmentation": the batch comes from host memory and is augmented on the device as in
 training. Times are on the clock, the device synchronised, medians of --repeats rounds of --steps
 steps, after as many to warm up (with torch.compile that is where it compiles). Memory is the
@@ -36,6 +36,7 @@ from medseg import plugins
 from medseg.config import Config, load
 from medseg.networks.assembly import build_network
 from medseg.networks.describe import multiply_adds, parameter_count
+from medseg.networks.layers import channels_last
 from medseg.registry import LOSSES
 from medseg.training.finetune import FineTuning
 from medseg.training.losses import DeepSupervision
@@ -115,8 +116,8 @@ def ways(options: Namespace) -> Iterator[Way]:
     for name, widths in sizes.items():
         for batch in options.batch:
             for compiled in (False,) if options.no_compile else (False, True):
-                for channels_last in (False, True):
-                    yield Way(name, widths, batch, compiled, channels_last)
+                for is_last in (False, True):
+                    yield Way(name, widths, batch, compiled, is_last)
 
 
 def row(way: Way, options: Namespace, device: torch.device, ceiling: float) -> str:
@@ -190,11 +191,13 @@ def settings(way: Way, patch: list[int]) -> Config:
 def build(way: Way, config: Config, device: torch.device) -> tuple[Step, Any]:
     """A step of medseg's on a new network, and the network."""
     network = build_network(config.model, CHANNELS, CLASSES, config.seed)
-    layout = torch.channels_last_3d if way.channels_last else torch.contiguous_format
-    network = network.to(device, memory_format=layout)
+    network = network.to(device)
     tuning = FineTuning(network, CHANNELS, config.train)
     state = State(network, config.train, tuning)
     state.precision = config.train.precision
+    if way.channels_last:
+        channels_last(state.network)
+        channels_last(state.average)
     regions = tuple((n,) for n in range(1, CLASSES))
     loss = LOSSES.build(config.loss.spec(), classes=CLASSES, regions=regions)
     supervised = DeepSupervision(loss, network.output_weights).to(device)

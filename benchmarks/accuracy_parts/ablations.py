@@ -59,6 +59,7 @@ ABLATIONS: tuple[Ablation, ...] = (
     Ablation("plain blocks", ("model.encoder.residual=false",)),
     Ablation("poly schedule", ("train.schedule=poly",)),
     Ablation("constant learning rate", ("train.schedule=constant",)),
+    Ablation("AdamW for all", ("train.optimiser=adamw", "train.lr=0.01")),
     Ablation("SGD, .01, momentum .99", (
         "train.optimiser=sgd", "train.lr=0.01", "train.momentum=0.99",
         "train.weight_decay=0.00003",

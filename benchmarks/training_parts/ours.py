@@ -13,6 +13,7 @@ import torch
 
 from medseg.config import Config
 from medseg.config.schema import Budget
+from medseg.networks.layers import channels_last
 from medseg.networks.sizes import beyond
 from medseg.training import loop
 from medseg.training.setup import Setup
@@ -59,6 +60,9 @@ def floor(setup: Setup) -> Callable[[], Any]:
     """A step of medseg's on the same batch again: nothing is loaded, cut or augmented."""
     state = State(setup.network, setup.config.train, setup.tuning)
     state.precision = setup.config.train.precision
+    if state.precision != "fp32":  # as the loop does
+        channels_last(state.network)
+        channels_last(state.average)
     step = Step(state, setup.loss, setup.config.numbered)
     setup.tuning.rest(0.0)
     batch, patch = setup.config.train.batch, setup.config.train.patch
