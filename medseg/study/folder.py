@@ -14,7 +14,7 @@ from medseg.console import track
 from medseg.errors import ConfigError, DataError
 from medseg.files import read_json, write_json, write_text
 from medseg.inference.ensembles import ENSEMBLE, STUDY
-from medseg.training.run import Part, RunFolder, refuse_other_settings
+from medseg.training.run import RunFolder, refuse_other_settings
 from medseg.version import VERSION
 from medseg.volumes import cases
 from medseg.volumes.check import check_cases
@@ -165,11 +165,10 @@ class Study:
         data = config.data.model_copy(update={"split": settings})
         return config.model_copy(update={"data": data})
 
-    def part(self, place: Place, config: Config, spent: float) -> Part:
-        """What a run has from the study."""
-        split, cache = self.split(), config.train.cache
-        ids = split if isinstance(split, SplitIds) else split.split(place.fold or 0)
-        return Part(ids, Path(cache) if cache else self.cache, spent)
+    def ids(self, place: Place) -> SplitIds:
+        """Who trains and who validates in a run."""
+        split = self.split()
+        return split if isinstance(split, SplitIds) else split.split(place.fold or 0)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

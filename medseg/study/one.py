@@ -17,7 +17,7 @@ from medseg.inference.predictor import Predictor
 from medseg.inference.settle import settle
 from medseg.inference.subsets import score_subsets
 from medseg.training import loop
-from medseg.training.run import Part, RunFolder
+from medseg.training.run import ALONE, Part, RunFolder
 from medseg.transforms.foreground import with_mask
 from medseg.volumes import cases
 from medseg.volumes.dataset import Case, Dataset
@@ -32,7 +32,7 @@ def train(
     device: str = "auto",
     resume: bool = False,
     quiet: bool = False,
-    part: Part | None = None,
+    part: Part = ALONE,
 ) -> dict[str, Any]:
     """Train a model, predict the validation cases with it, score them and write the report.
 
@@ -42,7 +42,7 @@ def train(
         device: "auto", "cpu", "cuda" or "cuda:N".
         resume: Go on with the run in `output`.
         quiet: Show no progress.
-        part: What it has from a study; None: it is a run of its own.
+        part: What it has from a study.
 
     Returns:
         The summary of the validation.

@@ -15,7 +15,7 @@ from medseg.inference.ensembles import Ensemble, Member, weights_sha256, write
 from medseg.study import one, oof
 from medseg.study.folder import Place, Study
 from medseg.study.spread import Spread, spreads
-from medseg.training.run import RunFolder, refuse_other_settings
+from medseg.training.run import Part, RunFolder, refuse_other_settings
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _train(
 ) -> None:
     """Train one run, or go on with it, or see that it is whole."""
     run, mine = study.run(place), study.config_of(config, place)
-    part = study.part(place, config, spent)
+    part = Part(study.ids(place), study.cache, spent)
     if not run.config.exists() or not run.last_model.exists():
         if not quiet:
             console.rule(f"[bold]{place.name}")
@@ -94,7 +94,7 @@ def _train(
         one.train(mine, run.path, device=device, resume=resume, quiet=quiet, part=part)
         return
     refuse_other_settings(mine, run.config)
-    run.refuse_other_split(part.ids)
+    run.refuse_other_split(study.ids(place))
     _refuse_lost(run)
     if not run.report.exists():
         one.finish(run, mine, device=device, quiet=quiet)

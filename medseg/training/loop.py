@@ -23,7 +23,7 @@ from medseg.training.logbook import Logbook
 from medseg.training.meter import Meter
 from medseg.training.precision import measured
 from medseg.training.priors import measure
-from medseg.training.run import Part, Record, RunFolder
+from medseg.training.run import ALONE, Part, Record, RunFolder
 from medseg.training.setup import Setup, set_up
 from medseg.training.state import State
 from medseg.training.step import Step
@@ -42,7 +42,7 @@ def train(
     device: str = "auto",
     resume: bool = False,
     quiet: bool = False,
-    part: Part | None = None,
+    part: Part = ALONE,
 ) -> RunFolder:
     """Train a model.
 
@@ -53,7 +53,7 @@ def train(
         resume: Whether to go on with the run in `output`; bit-exact for budgets of steps or epochs
             with the same threads and device.
         quiet: Whether to show no progress.
-        part: What it has from a study; None: it is a run of its own.
+        part: What it has from a study.
 
     Returns:
         The run folder, with `model.safetensors` (best in validation) and `last.safetensors`.
@@ -61,7 +61,7 @@ def train(
     Raises:
         MedsegError: Whatever is wrong with config, data or plugins, before the first step.
     """
-    where, run = pick_device(device), RunFolder(output, part.cache if part else None)
+    where, run = pick_device(device), RunFolder(output, part.cache)
     if run.config.exists():  # told before the data are read, which may take long
         with run.lock():
             run.refuse_another(resume)
@@ -69,7 +69,7 @@ def train(
         torch.set_num_threads(config.train.threads)
     with track("Check", 1, quiet=quiet) as tick:
         is_begun = resume and run.state.exists()
-        setup = set_up(config, take_weights=not is_begun, ids=part.ids if part else None)
+        setup = set_up(config, take_weights=not is_begun, ids=part.ids)
         for precision in (config.train.precision, config.inference.precision):
             autocast(where, precision)  # refuses what the device lacks
         tick(f"{len(setup.ids.train)} cases train, {len(setup.ids.validation)} validate")
@@ -85,8 +85,7 @@ def train(
         if not resume:
             run.start(config, setup.dataset, setup.ids, setup.pretrained, _learnt(setup))
         state = _state(setup, run, where, resume=resume)
-        if part is not None and config.train.budget.cpu_seconds:
-            state.seconds -= part.spent
+        state.seconds -= part.spent if config.train.budget.cpu_seconds else 0.0
         with (
             watched(config.train) as keep,
             Logbook(run, config, state.step) as log,

@@ -32,14 +32,18 @@ class Part:
     """What a run has from the study that it is part of.
 
     Args:
-        ids: Who trains and who validates.
-        cache: The folder of preprocessed cases that all its runs share.
+        ids: Who trains and who validates; None: as the config says.
+        cache: The folder of preprocessed cases that all its runs share; None: its own.
         spent: CPU seconds that this process spent on other runs before.
     """
 
-    ids: SplitIds
-    cache: Path
+    ids: SplitIds | None = None
+    cache: Path | None = None
     spent: float = 0.0
+
+
+ALONE = Part()
+"""Of a run that is part of no study."""
 
 
 class RunFolder:
