@@ -55,7 +55,8 @@ def train(
         quiet: Show no progress.
 
     Returns:
-        The summary of the validation, as in `validation/summary.json`.
+        The summary of the validation, as in `validation/summary.json`; nothing in torchrun's
+        processes but the first.
 
     Raises:
         MedsegError: Config, data or plugins are wrong (before the first step), or training failed.

@@ -23,6 +23,10 @@ class ConfigError(MedsegError):
         self.path = path
 
 
+class ToldElsewhereError(MedsegError):
+    """Another process of the same training failed and tells why; this one ends without a word."""
+
+
 class PluginError(MedsegError):
     """A plugin that cannot be found or imported, or that breaks its contract."""
 

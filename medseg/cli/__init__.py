@@ -10,7 +10,7 @@ from rich.markup import escape
 from medseg.cli import planning, training, using
 from medseg.cli.app import REFUSED, app
 from medseg.console import errors, show_warnings_briefly
-from medseg.errors import MedsegError
+from medseg.errors import MedsegError, ToldElsewhereError
 from medseg.memory import keep_freed
 
 __all__ = ["app", "main", "planning", "training", "using"]
@@ -24,6 +24,8 @@ def main() -> None:
     keep_freed()
     try:
         app()
+    except ToldElsewhereError:
+        sys.exit(REFUSED)
     except MedsegError as error:
         errors.print(f"[red]error:[/] {escape(str(error))}")
         sys.exit(REFUSED)

@@ -59,18 +59,25 @@ def train(
     plugin: Plugins = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train a model, and score it on the validation cases; or one for each fold or seed."""
-    from medseg.config import load
+    """Train a model, and score it on the validation cases; or one for each fold or seed.
 
-    if fold is not None and all_folds:
-        raise ConfigError("--fold and --all-folds: give one of them")
-    loaded = load(config, overrides or [], plugin or [])  # its mistakes come before torch does
+    Started by torchrun, several processes train one model.
+    """
+    from medseg.config import load
+    from medseg.training.world import told_once_a_machine
+
+    with told_once_a_machine():
+        if fold is not None and all_folds:
+            raise ConfigError("--fold and --all-folds: give one of them")
+        loaded = load(config, overrides or [], plugin or [])  # its mistakes come before torch does
     from medseg import api, tables
 
     if fold is not None or all_folds or seeds is not None:
         _study(loaded, output, fold, all_folds, seeds, device)
         return
     summary = api.train(loaded, output, device=device, resume=resume)
+    if not summary:  # of several processes the first has it
+        return
     console.print(tables.scores(summary, f"{loaded.name}: validation"))
     if "every_subset" in summary:
         console.print(tables.subsets(summary["every_subset"], "Every subset of the channels"))

@@ -45,13 +45,13 @@ def train(
         part: What it has from a study.
 
     Returns:
-        The summary of the validation.
+        The summary of the validation; nothing in torchrun's processes but the first.
 
     Raises:
         MedsegError: As of `loop.train` and `finish`.
     """
     run = loop.train(config, output, device=device, resume=resume, quiet=quiet, part=part)
-    return finish(run, config, device=device, quiet=quiet)
+    return finish(run, config, device=device, quiet=quiet) if run else {}
 
 
 def finish(run: RunFolder, config: Config, *, device: str, quiet: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from medseg.study import one, oof
 from medseg.study.folder import Place, Study
 from medseg.study.spread import Spread, spreads
 from medseg.training.run import Part, RunFolder, refuse_other_settings
+from medseg.training.world import refuse_several, told_once_a_machine
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def train_study(
         ConfigError: There is no such fold, or the study was begun with another config.
         MedsegError: As of `study.one.train`.
     """
+    with told_once_a_machine():
+        refuse_several("a study's runs")
     start_up, study, has_folds = time.process_time(), Study(output), all_folds or fold is not None
     study.begin(config, has_folds=has_folds, seeds=seeds, quiet=quiet)
     places = study.places()

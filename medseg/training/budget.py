@@ -41,8 +41,12 @@ class Clock:
         now = time.process_time() if self.budget.cpu_seconds else time.monotonic()
         return self.spent + now - self._start
 
-    def fraction(self, step: int) -> float:
-        """How much of the budget is gone before a step, 0 to 1."""
+    def fraction(self, step: float) -> float:
+        """How much of the budget is gone before a step, 0 to 1.
+
+        Args:
+            step: Of epochs: of as many steps as `steps_per_epoch` counts.
+        """
         if self.total_steps is not None:
             return min(1.0, step / self.total_steps)
         seconds = self.budget.cpu_seconds or self.budget.wall_seconds

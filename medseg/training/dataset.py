@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from typing import Any, TypedDict
 
 import numpy as np
@@ -18,6 +19,7 @@ from medseg.config.schema import ComponentSpec, Config, Train
 from medseg.errors import MedsegError, PluginError
 from medseg.registry import SAMPLERS, TRANSFORMS
 from medseg.training.cache import CachedCase
+from medseg.training.orphans import end_with_parent
 from medseg.training.samplers import Site, Start
 from medseg.training.sampling import Sampling, copy_patch, cut, spread
 from medseg.volumes.image import Array
@@ -227,8 +229,17 @@ def _applied(
     return result
 
 
-def batches(patches: Patches, settings: Train, first_step: int, *, pin: bool) -> Generator[Batch]:
-    """Batches from a step on, without end.
+def batches(
+    patches: Patches, settings: Train, first: int, *, stride: int = 1, pin: bool
+) -> Generator[Batch]:
+    """Batches from a number on, without end.
+
+    Args:
+        patches: Whose n-th belongs to batch n // `settings.batch`.
+        settings: The `train` section.
+        first: The number of the first batch.
+        stride: From one number to the next: other processes take the batches between.
+        pin: Whether to give them in pinned memory.
 
     Raises:
         MedsegError: A patch could not be made; the message names the case.
@@ -236,10 +247,11 @@ def batches(patches: Patches, settings: Train, first_step: int, *, pin: bool) ->
     loader: DataLoader[Any] = DataLoader(
         patches,
         batch_size=settings.batch,
-        sampler=range(first_step * settings.batch, 1 << 62),
+        sampler=_numbers(first, stride, settings.batch),
         num_workers=settings.workers,
         multiprocessing_context=settings.start_method if settings.workers else None,
         collate_fn=_as_it_is,
+        worker_init_fn=end_with_parent,
         pin_memory=pin,
     )
     stream = iter(loader)
@@ -251,6 +263,12 @@ def batches(patches: Patches, settings: Train, first_step: int, *, pin: bool) ->
     finally:  # an error on its way would keep the workers as long as itself
         if settings.workers:
             stream._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _numbers(first: int, stride: int, size: int) -> Iterator[int]:
+    """The numbers of the patches of each stride-th batch."""
+    for batch in count(first, stride):
+        yield from range(batch * size, (batch + 1) * size)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -39,6 +39,7 @@ class State:
         self.precision = ""  # of autocast; chosen before the first step
         self.decay = settings.ema
         self.step = 0
+        self.batches = 0  # drawn so far, by all processes
         self.seconds = 0.0
         self.best = -1.0
         self.waited = 0
@@ -75,12 +76,22 @@ class State:
                 f"the weights are not finite after step {self.step}; lower train.lr, lengthen "
                 "train.warmup or set train.precision to fp32"
             )
-        buffer = io.BytesIO()  # torch would report a full disk as something else than an OSError
-        torch.save(self._values(), buffer)
+        data = self.packed()  # torch would report a full disk as something else than an OSError
         with atomic(path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+            temporary.write_bytes(data)
             if path.exists():
                 path.replace(_previous(path))
+
+    def packed(self) -> bytes:
+        """All of it, as it is saved."""
+        buffer = io.BytesIO()
+        torch.save(self._values(), buffer)
+        return buffer.getvalue()
+
+    def unpack(self, data: bytes) -> None:
+        """Take up what another process packed."""
+        values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        self._take("state", values)
 
     def restore(self, path: Path) -> None:
         """Take up the state of `path`, or the one before it; stay at the start if there is none.
@@ -110,22 +121,24 @@ class State:
             "scaler": self.scaler.state_dict(),
             "precision": self.precision,
             "step": self.step,
+            "batches": self.batches,
             "seconds": self.seconds,
             "best": self.best,
             "waited": self.waited,
         }
 
-    def _take(self, file: Path, values: dict[str, Any]) -> None:
+    def _take(self, file: str | Path, values: dict[str, Any]) -> None:
         try:
             self.network.load_state_dict(values["network"])
             self.average.load_state_dict(values["average"])
             self.optimiser.load_state_dict(values["optimiser"])
             self.scaler.load_state_dict(values["scaler"])
+            self.step, self.batches = values["step"], values["batches"]
+            self.precision = values["precision"]
         except (RuntimeError, KeyError, ValueError) as error:
             raise DataError(file, f"belongs to another run: {error}") from error
-        self.step, self.seconds = values["step"], values["seconds"]
+        self.seconds = values["seconds"]
         self.best, self.waited = values["best"], values["waited"]
-        self.precision = values["precision"]
 
 
 def _previous(path: Path) -> Path:

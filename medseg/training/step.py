@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from medseg.config.schema import Config
-from medseg.inference.runner import autocast, is_out_of_memory
+from medseg.inference.runner import is_out_of_memory
 from medseg.training.dataset import Batch
+from medseg.training.objective import Averaged, Objective
+from medseg.training.ranks import ALONE, Ranks
 from medseg.training.state import State
 from medseg.training.trouble import Part, out_of_memory, refuse_non_finite
 from medseg.transforms import augment
@@ -28,32 +32,38 @@ class Step:
         loss: Of all outputs of the network, on its device.
         config: With axes as numbers (`Config.numbered`).
         bad_batch: Where a batch whose loss is not finite is kept; None: nowhere.
+        ranks: The processes that take each step together, each with batches of its own.
     """
 
     def __init__(
-        self, state: State, loss: nn.Module, config: Config, bad_batch: Path | None = None
+        self,
+        state: State,
+        loss: nn.Module,
+        config: Config,
+        bad_batch: Path | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.state, self.loss, self.config, self.bad_batch = state, loss, config, bad_batch
+        self.state, self.config, self.bad_batch, self.ranks = state, config, bad_batch, ranks
         self.device = next(state.network.parameters()).device
         self.norm: Tensor | None = None  # of the last step's gradients, before they were clipped
-        self.network: Callable[[Tensor], tuple[Tensor, ...]] = state.network
         self.skipped, self._in_a_row = 0, 0
+        network: nn.Module = state.network
         if config.train.compile:
-            self.network = torch.compile(state.network)
+            network = cast(nn.Module, torch.compile(network))
+        self.objective = Averaged(Objective(network, loss), ranks)
 
     def prepare(self, batch: Batch, part: int = 0) -> Part:
-        """Bring a batch to the device and change it at random, as the step's number tells.
+        """Bring a batch to the device and change it at random, as the batch's number tells.
 
         Args:
             batch: See `dataset.Patches`.
             part: Which of the step's batches it is.
         """
-        number = self.state.step * self.config.train.accumulate + part
-        image, label = augmented(batch, self.config, number, self.device)
+        image, label = augmented(batch, self.config, self._number(part), self.device)
         return Part(image, _without(label, self.state.network.margin), batch["case"])
 
     def __call__(self, parts: Sequence[Part], lr: float) -> float:
-        """Take one step; return the loss, the mean over the parts.
+        """Take one step; return the loss, the mean over the parts and processes.
 
         With fp16, whose gradients may overflow until the loss scale fits, such a step changes
         nothing and is counted in `skipped`.
@@ -67,7 +77,7 @@ class Step:
             MedsegError: Memory ran out.
         """
         state = self.state
-        torch.manual_seed(seed_of(self.config.seed, state.step))  # of dropout and its like
+        torch.manual_seed(seed_of(self.config.seed, self._number(0)))  # of dropout and its like
         for group in state.optimiser.param_groups:
             group["lr"] = lr * group["factor"]
         try:
@@ -77,24 +87,29 @@ class Step:
                 raise
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
         else:
-            self._check(parts, losses, norm)
+            loss = self._agreed(parts, losses, norm)
             state.update_average()
             state.step += 1
-            return sum(losses) / len(losses)
+            state.batches += len(parts) * self.ranks.size
+            return loss
         # Outside of the handler, whose error would keep what was computed for the step.
-        raise out_of_memory(said, parts, self.config.train, self._taken)
+        attempt = partial(self._taken, is_last=False)  # the other processes are not asked to join
+        raise out_of_memory(said, parts, self.config.train, attempt)
 
-    def _taken(self, parts: Sequence[Part]) -> tuple[list[float], float]:
+    def _number(self, part: int) -> int:
+        """The number of this process's batch in a part of the step, among all of the run."""
+        return self.state.batches + part * self.ranks.size + self.ranks.rank
+
+    def _taken(self, parts: Sequence[Part], *, is_last: bool = True) -> tuple[list[float], float]:
         """The losses, and the norm of the gradient; the device is waited for once, at the end."""
         state, clip = self.state, self.config.train.clip
         state.optimiser.zero_grad(set_to_none=True)
         losses = []
-        for image, label, _ in parts:
-            with autocast(self.device, state.precision):
-                outputs = self.network(image)
-            value = self.loss(outputs, label)
+        for number, (image, label, _) in enumerate(parts, 1):
+            with self.objective.part(is_last=is_last and number == len(parts)) as objective:
+                value = objective(image, label, state.precision)
+                torch.autograd.backward(state.scaler.scale(value / len(parts)))
             losses.append(value.detach())
-            state.scaler.scale(value / len(parts)).backward()
         state.scaler.unscale_(state.optimiser)
         weights = list(state.network.parameters())
         if clip is not None:
@@ -107,6 +122,21 @@ class Step:
         self.norm = norm
         *numbers, length = torch.stack([*losses, norm]).tolist()
         return numbers, length
+
+    def _agreed(self, parts: Sequence[Part], losses: Sequence[float], norm: float) -> float:
+        """The mean loss of all processes; where a number is not finite, all stop, and one tells.
+
+        The gradient is the same everywhere: where a loss is to blame, only its process may tell.
+        """
+        own = sum(losses) / len(losses)
+        means = self.ranks.gather(own)
+        if all(map(math.isfinite, (*means, norm))):
+            self._in_a_row = 0
+        else:
+            is_elsewhere = math.isfinite(own) and not all(map(math.isfinite, means))
+            blamed = 0.0 if is_elsewhere else norm
+            self.ranks.each(lambda: self._check(parts, losses, blamed))
+        return float(sum(means)) / self.ranks.size
 
     def _check(self, parts: Sequence[Part], losses: Sequence[float], norm: float) -> None:
         if self.state.scaler.is_enabled() and not math.isfinite(norm) and self._in_a_row < _SKIPPED:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from medseg.inference.window import NonFiniteError, predict_labels
 from medseg.networks.assembly import Network
 from medseg.networks.checkpoint import Priors
 from medseg.training.cache import CachedCase
+from medseg.training.ranks import ALONE, Ranks
 from medseg.volumes.dataset import IGNORE_INDEX, Labels
 from medseg.volumes.image import Array
 
@@ -22,20 +23,39 @@ def validate(
     config: Config,
     labels: Labels,
     priors: Priors | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """Mean Dice of each class over the cases that have it; a class that none has is left out.
 
-    With `evaluation.roi` only what lies in the region of interest counts.
+    With `evaluation.roi` only what lies in the region of interest counts. Several processes share
+    the cases, and all get the scores that one would find.
 
     Raises:
         NonFiniteError: The network gave NaN or infinity; the message names the case.
     """
+    mine = cases[ranks.rank :: ranks.size]
+    parts = ranks.each(lambda: list(_scored(network, mine, config, labels, priors)))
+    scores: dict[str, list[float]] = {name: [] for name in labels.classes}
+    for n in range(len(cases)):
+        for name, dice in parts[n % ranks.size][n // ranks.size].items():
+            if dice is not None:
+                scores[name].append(dice)
+    return {name: float(np.mean(values)) for name, values in scores.items() if values}
+
+
+def _scored(
+    network: Network,
+    cases: Sequence[CachedCase],
+    config: Config,
+    labels: Labels,
+    priors: Priors | None,
+) -> Iterator[dict[str, float | None]]:
+    """The Dice of each class in one case after the other; None: the case has none of it."""
     device, classes = next(network.parameters()).device, len(labels.values) + 1
     settings, divisor = config.numbered.inference, network.divisor
     offsets = None
     if priors is not None and settings.prior_correction:
         offsets = torch.tensor(priors.offsets(settings.prior_correction))
-    scores: dict[str, list[float]] = {name: [] for name in labels.classes}
     for case in cases:
         image = torch.from_numpy(np.array(case.image())).to(device)
         mask = case.mask()
@@ -50,10 +70,7 @@ def validate(
         predicted, truth = found.cpu().numpy(), np.asarray(case.label())
         if config.evaluation.roi and mask is not None:
             truth = np.where(mask, truth, IGNORE_INDEX)
-        for name, dice in _dice(predicted, truth, labels).items():
-            if dice is not None:
-                scores[name].append(dice)
-    return {name: float(np.mean(values)) for name, values in scores.items() if values}
+        yield _dice(predicted, truth, labels)
 
 
 def _dice(predicted: Array, truth: Array, labels: Labels) -> dict[str, float | None]:

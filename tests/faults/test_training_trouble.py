@@ -180,7 +180,7 @@ def test_it_says_which_batch_fits(
     batch: int, accumulate: int, fits: int, said: str, error: Exception, setup: Setup
 ) -> None:
     step = make(setup, batch=batch, accumulate=accumulate)
-    step.network = Small(step.state.network, fits, error)
+    step.objective.alone.network = Small(step.state.network, fits, error)
     with pytest.raises(MedsegError) as caught:
         step([part(batch)] * accumulate, 1e-3)
     assert f"out of memory on cpu in a step with {batch} patches of [16, 16, 16]" in str(
@@ -193,7 +193,7 @@ def test_it_says_which_batch_fits(
 
 def test_other_errors_are_not_taken_for_it(setup: Setup) -> None:
     step = make(setup)
-    step.network = Small(step.state.network, 0, RuntimeError("size mismatch"))
+    step.objective.alone.network = Small(step.state.network, 0, RuntimeError("size mismatch"))
     with pytest.raises(RuntimeError, match="size mismatch"):
         step([part()], 1e-3)
 

@@ -95,8 +95,10 @@ def settings(workers: int = 0, method: str = "fork", **options: Any) -> Train:
     )
 
 
-def first(data: Patches, train: Train, steps: int = 4, start: int = 0) -> list[dict[str, Any]]:
-    stream = batches(data, train, start, pin=False)
+def first(
+    data: Patches, train: Train, steps: int = 4, start: int = 0, stride: int = 1
+) -> list[dict[str, Any]]:
+    stream = batches(data, train, start, stride=stride, pin=False)
     taken = list(islice(stream, steps))
     stream.close()  # type: ignore[attr-defined]
     return taken
@@ -123,6 +125,14 @@ def test_a_patch_is_what_was_cached(cases: Any) -> None:
         corner = np.argwhere(whole[0] == found[0, 4, 4, 4])
         assert len(corner) == 1  # noise: every voxel is its own name
         assert case.label()[tuple(corner[0])] == patch["label"][4, 4, 4]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_processes_share_the_batches_of_one(workers: int, cases: Any) -> None:
+    data, alone = patches(cases), settings()
+    one = first(data, alone, 9, start=2)
+    for rank in range(3):
+        assert equal(first(data, settings(workers), 3, start=2 + rank, stride=3), one[rank::3])
 
 
 def test_small_volumes_are_filled_up(cases: Any) -> None:
