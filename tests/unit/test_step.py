@@ -21,6 +21,7 @@ from medseg.training.losses.supervision import DeepSupervision
 from medseg.training.setup import build_network
 from medseg.training.state import State
 from medseg.training.step import Step
+from medseg.training.trouble import Part
 
 Recipe = Callable[..., Path]
 
@@ -32,6 +33,10 @@ def step_of(config: Config) -> Step:
     state.precision = "fp32"
     loss = LOSSES.build({"name": "dice_ce", "batch": False}, classes=2, regions=((1,),))
     return Step(state, DeepSupervision(loss, network.output_weights), config.numbered)
+
+
+def part(image: Tensor, label: Tensor) -> Part:
+    return Part(image, label, ["case"] * len(image))
 
 
 def weights(step: Step) -> list[Tensor]:
@@ -51,13 +56,13 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(
     image, label = batch
     whole = step_of(load(recipe(**{"train.batch": 4})))
     parts = step_of(load(recipe(**{"train.accumulate": 2})))
-    one = whole([(image, label)], 1e-2)
-    two = parts([(image[:2], label[:2]), (image[2:], label[2:])], 1e-2)
+    one = whole([part(image, label)], 1e-2)
+    two = parts([part(image[:2], label[:2]), part(image[2:], label[2:])], 1e-2)
     assert one == pytest.approx(two, rel=1e-5)
     for mine, theirs in zip(weights(parts), weights(whole), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
     only_first = step_of(load(recipe()))
-    only_first([(image[:2], label[:2])], 1e-2)
+    only_first([part(image[:2], label[:2])], 1e-2)
     differ = [not torch.allclose(a, b, rtol=1e-3, atol=1e-5)
               for a, b in zip(weights(only_first), weights(whole), strict=True)]  # fmt: skip
     assert any(differ)
@@ -67,12 +72,14 @@ def test_batches_of_one_step_are_augmented_apart(recipe: Recipe) -> None:
     step = step_of(load(recipe(**{"train.accumulate": 2, "augment.noise_probability": 1})))
     given = {
         "image": torch.zeros(1, 1, 16, 16, 16), "label": torch.zeros(1, 16, 16, 16).long(),
-        "spacing": torch.ones(1, 3), "present": torch.ones(1, 1, dtype=torch.bool),
+        "spacing": torch.ones(1, 3), "present": torch.ones(1, 1, dtype=torch.bool), "case": ["a"],
     }  # fmt: skip
-    first, second = (step.prepare(given, part)[0] for part in range(2))
+    first, second = (step.prepare(given, n)[0] for n in range(2))
     assert not torch.equal(first, second)
     assert torch.equal(first, step.prepare(given, 0)[0])
-    step.state.step = 1
+    step.state.batches = 1
+    assert torch.equal(second, step.prepare(given, 0)[0])
+    step.state.batches = 2
     assert not torch.equal(second, step.prepare(given, 0)[0])
 
 
@@ -83,7 +90,7 @@ def test_the_layout_changes_no_step(recipe: Recipe, batch: tuple[Tensor, Tensor]
     channels_last(turned.state.network)
     kernel = next(p for p in weights(turned) if p.dim() == 5 and min(p.shape) > 1)
     assert kernel.is_contiguous(memory_format=torch.channels_last_3d)
-    losses = [[step([batch], 1e-3) for _ in range(3)] for step in (plain, turned)]
+    losses = [[step([part(*batch)], 1e-3) for _ in range(3)] for step in (plain, turned)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
     assert losses[1][2] < losses[1][0]
     assert kernel.is_contiguous(memory_format=torch.channels_last_3d)
@@ -138,4 +145,4 @@ def test_a_network_is_compiled_where_that_is_asked_for(
     assert not compiled
     step = step_of(load(recipe(**{"train.compile": True})))
     assert compiled == [step.state.network]
-    step([batch], 1e-3)
+    step([part(*batch)], 1e-3)
