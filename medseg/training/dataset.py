@@ -22,6 +22,7 @@ from medseg.training.cache import CachedCase
 from medseg.training.orphans import end_with_parent
 from medseg.training.samplers import Site, Start
 from medseg.training.sampling import Sampling, copy_patch, cut, spread
+from medseg.training.workers import death
 from medseg.volumes.image import Array
 
 _PLACES = 20_000  # voxels of a region or map that are known to a sampler
@@ -260,6 +261,11 @@ def batches(
             if isinstance(batch, MedsegError):
                 raise batch
             yield batch
+    except (RuntimeError, EOFError, OSError) as error:
+        died = death(stream._workers, settings) if settings.workers else None  # type: ignore[attr-defined]
+        if died is None:
+            raise
+        raise died from error
     finally:  # an error on its way would keep the workers as long as itself
         if settings.workers:
             stream._shutdown_workers()  # type: ignore[attr-defined]

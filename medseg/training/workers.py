@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Generator, Iterator
+import signal
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from medseg.config.schema import Train
 from medseg.errors import MedsegError
-from medseg.training.dataset import Batch
 
-Stream = Generator[Batch]
+Stream = Generator[Any]  # of batches
+_PATIENCE = 3.0  # seconds until the death of a process is known to all
 _DIED = re.compile(  # by torch's RuntimeErrors
     r"DataLoader worker \(pid(?:\(s\))? (?P<pid>[\d, ]+)\) (?:is killed by signal: "
     r"(?P<signal>[^.]+)|exited unexpectedly(?: with exit code (?P<code>\d+))?)"
@@ -38,25 +42,40 @@ def watched(settings: Train) -> Iterator[Callable[[Stream], Stream]]:
             death = _DIED.search(str(error))
             if death is None:
                 raise
-            raise MedsegError(_told(death, settings)) from error
+            code = int(death["code"]) if death["code"] else None
+            raise MedsegError(_told(death["pid"], death["signal"], code, settings)) from error
 
 
-def _told(death: re.Match[str], settings: Train) -> str:
-    signal, code = death["signal"], death["code"]
-    if signal == "Bus error":
+def death(workers: Sequence[BaseProcess], settings: Train) -> MedsegError | None:
+    """The error of the workers that died; None: all live.
+
+    A worker that dies while it hands over a batch shows as whatever then fails in this process; and
+    of one that a forkserver started no signal comes.
+    """
+    end = time.monotonic() + _PATIENCE
+    while all(worker.exitcode is None for worker in workers) and time.monotonic() < end:
+        time.sleep(0.05)
+    for worker in workers:
+        code = worker.exitcode
+        if code is not None:
+            name = signal.strsignal(-code) if code < 0 else None
+            return MedsegError(_told(str(worker.pid), name, None if name else code, settings))
+    return None
+
+
+def _told(pid: str, name: str | None, code: int | None, settings: Train) -> str:
+    if name == "Bus error":
         cause = f"shared memory may have run out, {_shared_memory()}: give a container more"
-    elif signal is not None:
+    elif name is not None:
         cause = "the machine's memory may have run out, and the system have ended it (dmesg tells)"
     else:
         cause = (
             "what it printed above tells why; a script that trains needs "
             "`if __name__ == '__main__':` around it"
         )
-    end = (
-        f"ended by signal {signal!r}" if signal else f"ended{f' with code {code}' if code else ''}"
-    )
+    end = f"ended by signal {name!r}" if name else f"ended{f' with code {code}' if code else ''}"
     return (
-        f"a data worker, process {death['pid']}, {end}: {cause}. Go on from the last state with "
+        f"a data worker, process {pid}, {end}: {cause}. Go on from the last state with "
         f"--resume, and with fewer train.workers ({settings.workers} now; the weights do not "
         "depend on them) if it comes again"
     )

@@ -27,7 +27,6 @@ LONG = {
     "train.save_every": 2,
     "train.validate_every": 10**6,
     "train.workers": 2,
-    "train.start_method": "fork",
 }
 SETTINGS = Train.model_validate(
     {"patch": (8, 8, 8), "budget": {"steps": 1}, "workers": 2}, strict=False
@@ -102,11 +101,14 @@ def until(holds: Callable[[], bool], patience: float = 300) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["a worker is killed", "Ctrl-C"])
+@pytest.mark.parametrize(
+    ("end", "method"),
+    [("a worker is killed", "fork"), ("a worker is killed", "forkserver"), ("Ctrl-C", "fork")],
+)
 def test_however_a_training_ends_its_workers_end_with_it(
-    end: str, recipe: Recipe, tmp_path: Path
+    end: str, method: str, recipe: Recipe, tmp_path: Path
 ) -> None:
-    path, run = recipe(**LONG), tmp_path / "run"
+    path, run = recipe(**LONG, **{"train.start_method": method}), tmp_path / "run"
     session = Session(path, run)
     try:
         workers = session.others()
@@ -122,8 +124,9 @@ def test_however_a_training_ends_its_workers_end_with_it(
     assert session.left_behind() == []
     assert "Traceback" not in said
     if end == "Ctrl-C":
+        assert session.main.returncode == 130
         return
-    assert session.main.returncode == 2
+    assert session.main.returncode == 2, said
     assert f"a data worker, process {max(workers)}, ended by signal 'Killed'" in said
     assert "memory may have run out" in said
     assert "--resume" in said
