@@ -78,13 +78,11 @@ def answered(request: dict[str, Any], idle: int) -> dict[str, Any]:
     state = State(network.to(device), config.train, tuning)
     state.network.train()
     step_seconds = _steps(config, state, request)
-    peak_of_step = _peak(device)
     predict_seconds = _predicted(config, state, request)
     return {
         "device": device.type,
         "precision": state.precision,
         "idle": 0 if on_cuda else idle,
-        "step_peak": peak_of_step,
         "peak": _peak(device),
         "free": torch.cuda.mem_get_info(device)[0] if on_cuda else _free(),
         "start_up": time.process_time(),
