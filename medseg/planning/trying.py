@@ -49,10 +49,16 @@ def main() -> None:
     try:
         answer = answered(request, idle)
     except (MemoryError, RuntimeError, OutOfMemoryError) as error:
-        if not isinstance(error, OutOfMemoryError) and not is_out_of_memory(error):
+        if not _is_of_memory(error):
             raise
         answer = {"out_of_memory": True, "idle": idle}
     sys.stdout.write(json.dumps(answer) + "\n")
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether an error is that there was no memory; oneDNN says it in words of its own."""
+    is_said = isinstance(error, OutOfMemoryError) or is_out_of_memory(error)
+    return is_said or "could not create a primitive" in str(error)
 
 
 def answered(request: dict[str, Any], idle: int) -> dict[str, Any]:
