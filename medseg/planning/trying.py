@@ -38,6 +38,7 @@ from medseg.training.state import State
 from medseg.training.step import Step
 
 _STEPS = 3  # timed, after one that warms up
+_SLACK = 1 << 30  # bytes that allocators reserve beyond what a process has: what it has decides
 _ENOUGH = 8.0  # seconds, after which no further step is timed
 Pair = tuple[float, float]
 
@@ -186,7 +187,7 @@ def _peak(device: torch.device) -> int:
 
 
 def _refuse_more(most: int) -> None:
-    """Let no allocation take so much more, so that the machine never swaps.
+    """Let no allocation take far more, so that the machine never swaps.
 
     Raises:
         MemoryError: There is nothing left to take.
@@ -195,7 +196,7 @@ def _refuse_more(most: int) -> None:
         raise MemoryError
     if hasattr(resource, "RLIMIT_DATA") and (taken := _now("VmData")):
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (taken + most, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (taken + most + _SLACK, hard))
 
 
 def _now(key: str) -> int:
