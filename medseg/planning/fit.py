@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import ceil, prod
+from math import ceil
 
 from medseg.console import Tick
 from medseg.errors import ConfigError, MedsegError
@@ -12,7 +12,7 @@ from medseg.planning import network, rules, schedule, trial
 from medseg.planning.amounts import in_mib, told
 from medseg.planning.choice import Choice, Choices, by, text_of
 from medseg.planning.drafts import Basis
-from medseg.planning.network import Shape, Whole
+from medseg.planning.network import Shape
 from medseg.planning.rules import Size
 from medseg.planning.trial import Measured, Request, TooMuch
 
@@ -111,21 +111,17 @@ class Search:
 
         Where even the smallest are too large: what they took.
         """
-        whole = self.basis.grid.largest_voxels <= rules.WHOLE_VOXELS
         shape = first = network.shape(self.basis.grid, size)
         batch = network.batch_for(shape)
         while True:
-            draft = self.basis.draft(shape, batch) | ({} if whole else _windows(self.basis))
+            draft = self.basis.draft(shape, batch)
             self.tick.show(f"{size.name}: {batch} x {by(shape.patch)} voxels")
-            found = self.attempt(self._request(draft, shape, larger, whole=whole))
+            found = self.attempt(self._request(draft, shape, larger))
             memory = self.terms.memory or _share(found)
             if isinstance(found, Measured) and found.peak <= memory:
                 patch = _with_memory(draft["train.patch"], found, memory, first, shape)
-                plan = self._plan(found, shape, whole=whole)
+                plan = self._plan(found, shape)
                 return Fitted(draft | {"train.patch": patch}, shape, found, memory, plan)
-            if isinstance(found, Measured) and whole and found.step_peak <= memory:
-                whole = False  # the step fits; it is the prediction in one pass that does not
-                continue
             if batch > rules.BATCH:
                 batch = max(rules.BATCH, batch // 2)
                 continue
@@ -139,9 +135,7 @@ class Search:
             else:
                 return found
 
-    def _request(
-        self, draft: Choices, shape: Shape, larger: Size | None, *, whole: bool
-    ) -> Request:
+    def _request(self, draft: Choices, shape: Shape, larger: Size | None) -> Request:
         timed = {
             "train.budget": Choice({"steps": 1}),
             "train.threads": Choice(self.terms.on(self.asked.device.partition(":")[0])),
@@ -154,39 +148,23 @@ class Search:
         return replace(
             self.asked,
             config=text_of(draft | timed),
-            volume=_volume(self.basis, shape, whole=whole),
+            volume=shape.patch,
             memory=self.terms.memory or 0,
             next=following,
         )
 
-    def _plan(self, found: Measured, shape: Shape, *, whole: bool) -> schedule.Schedule:
+    def _plan(self, found: Measured, shape: Shape) -> schedule.Schedule:
         grid, terms = self.basis.grid, self.terms
         times = schedule.windows(grid, shape.patch)
-        if whole:
-            times = prod(grid.size) / grid.largest_voxels
         threads = terms.on(found.device)
         return schedule.make(terms.budget, found, terms.reading, times, threads=threads)
-
-
-def _volume(basis: Basis, shape: Shape, *, whole: bool) -> Whole:
-    """The largest volume where it is predicted in one pass; a window elsewhere."""
-    if not whole:
-        return shape.patch
-    i, j, k = (round(n) for n in basis.grid.largest)
-    return i, j, k
-
-
-def _windows(basis: Basis) -> Choices:
-    if basis.choices["inference.mode"].value == "window":
-        return {}
-    return {"inference.mode": Choice("window", "the memory does not hold a volume in one pass")}
 
 
 def _shrink(found: Measured | TooMuch, memory: int) -> float:
     """The share of its voxels that a patch may keep."""
     if isinstance(found, TooMuch):
         return rules.SHRINK
-    room = _SLACK * (memory - found.idle) / max(1, found.step_peak - found.idle)
+    room = _SLACK * (memory - found.idle) / max(1, found.peak - found.idle)
     return min(rules.SHRINK, max(_LEAST_SHARE, room))
 
 

@@ -10,13 +10,9 @@ from medseg.planning.grid import Grid
 
 def choices(fingerprint: Fingerprint, grid: Grid) -> Choices:
     """Inference mode, postprocessing and evaluation."""
-    voxels = grid.largest_voxels
-    size = f"the largest volume has {voxels:,.0f} voxels on this grid"
-    small = voxels <= rules.WHOLE_VOXELS
-    mode = Choice("auto", f"{size}: one pass") if small else Choice("window", f"{size}: windows")
     coarsest = max(grid.spacing)
     return {
-        "inference.mode": mode,
+        "inference.mode": Choice("window", rules.WINDOWS),
         "postprocess": _single(fingerprint),
         "evaluation.tolerance_mm": Choice(
             round(coarsest, 2), "the longest edge of a voxel: no finer is seen"

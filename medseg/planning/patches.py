@@ -62,7 +62,7 @@ def flips(fingerprint: Fingerprint, grid: Grid) -> Choices:
             whys.append(_told(sides, axis))
     kept = "the body is nearly symmetric" if axes == ["LR"] else "no class is known by its place"
     why = "; ".join([*whys, f"{', '.join(axes) or 'none'}: {kept}"] if axes else whys)
-    few = grid.largest_voxels <= rules.WHOLE_VOXELS
+    few = grid.largest_voxels <= rules.SMALL_VOLUME
     seen = axes if few else [axis for axis in axes if axis == "LR"]
     size = f"the largest volume has {grid.largest_voxels:,.0f} voxels on this grid"
     told = (

@@ -62,8 +62,7 @@ class Measured:
         device: "cpu" or "cuda".
         precision: Of the steps.
         idle: Bytes of a process that has loaded torch and does nothing; 0 on a GPU.
-        step_peak: The most bytes it had in the steps, `idle` included; on a GPU, those of torch.
-        peak: The same, the prediction included.
+        peak: The most bytes it ever had, `idle` included; on a GPU, those of torch there.
         free: Bytes that the machine, or the GPU, could still give.
         start_up: CPU seconds of all but training: imports, the network.
         step: Seconds of a step, the median of a few.
@@ -74,7 +73,6 @@ class Measured:
     device: str
     precision: str
     idle: int
-    step_peak: int
     peak: int
     free: int
     start_up: float

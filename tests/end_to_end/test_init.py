@@ -19,7 +19,7 @@ from medseg.planning.trial import Measured, Request, Seconds
 
 CLI = Callable[..., tuple[int, str]]
 MEASURED = Measured(
-    "cpu", "fp32", 300 * MIB, 400 * MIB, 500 * MIB, 8 << 30, 4.0, Seconds(0.1, 0.1),
+    "cpu", "fp32", 300 * MIB, 500 * MIB, 8 << 30, 4.0, Seconds(0.1, 0.1),
     Seconds(0.1, 0.1), 50.0,
 )  # fmt: skip
 

@@ -52,7 +52,7 @@ class Machine:
             return TooMuch(IDLE)
         seconds = self.seconds * voxels
         return Measured(
-            "cpu", "bf16", IDLE, step, max(step, whole), 16 << 30, 5.0, Seconds(seconds, seconds),
+            "cpu", "bf16", IDLE, max(step, whole), 16 << 30, 5.0, Seconds(seconds, seconds),
             Seconds(seconds, seconds), self.next,
         )  # fmt: skip
 
@@ -80,7 +80,7 @@ def test_the_small_network_is_tried_first_and_kept_where_steps_are_few() -> None
     fitted = best(machine)
     assert fitted.shape.size is rules.SMALL
     assert len(machine.asked) == 1
-    assert machine.requests[0].volume == (64, 64, 64)
+    assert machine.requests[0].volume == fitted.shape.patch
     assert machine.requests[0].next is not None
     assert "(measured)" in fitted.choices["train.patch"].why
 
@@ -92,7 +92,6 @@ def test_a_larger_network_takes_the_steps_that_there_are() -> None:
     assert [len(one["model"]["encoder"]["widths"]) for one in fast.asked] == [3, 4, 6]
     assert fitted.plan.steps >= rules.LARGE.least_steps
     assert fast.requests[-1].next is None
-    assert fast.requests[-1].volume == fitted.shape.patch  # too large for one pass: a window
 
 
 def test_a_larger_network_that_turns_out_slow_is_not_taken() -> None:
@@ -121,14 +120,6 @@ def test_patches_shrink_until_the_memory_holds_them() -> None:
 def test_a_batch_of_one_comes_last() -> None:
     fitted = best(Machine(bytes_a_voxel=60_000), replace(TERMS, memory=IDLE + 320 * MIB))
     assert fitted.choices["train.batch"].value == 1
-
-
-def test_windows_where_one_pass_takes_too_much() -> None:
-    machine = Machine(bytes_a_voxel=3500)
-    fitted = best(machine, replace(TERMS, memory=1100 * MIB))
-    assert fitted.shape.patch == (48, 48, 48)
-    assert fitted.choices["inference.mode"].value == "window"
-    assert machine.requests[-1].volume == (48, 48, 48)
 
 
 def test_half_of_what_is_free_is_taken_where_nothing_is_said() -> None:
