@@ -41,7 +41,8 @@ class Basis:
         """
         grid, made = grids.choose(fingerprint)
         made = data | made | intensities.choices(fingerprint)
-        made |= patches.flips(fingerprint, grid) | outcome.choices(fingerprint, grid)
+        made |= patches.flips(fingerprint, grid) | patches.deformation(grid)
+        made |= outcome.choices(fingerprint, grid)
         sizes, lesions = network.sizes_for(fingerprint, grid)
         return cls(fingerprint, grid, made, sizes, lesions)
 

@@ -45,6 +45,21 @@ def sampling(fingerprint: Fingerprint, grid: Grid, patch: Whole, region: Region)
     return made
 
 
+def deformation(grid: Grid) -> Choices:
+    """How far training patches are deformed, in mm of this grid."""
+    edge = prod(grid.spacing) ** (1 / 3)
+    size, distance = (
+        float(f"{voxels * edge:.2g}")
+        for voxels in (rules.ELASTIC_VOXELS, rules.ELASTIC_GRID_VOXELS)
+    )
+    why = f"by up to {rules.ELASTIC_VOXELS:g} voxels of {edge:.3g} mm: shapes differ by as much"
+    return {
+        "augment.elastic": Choice(rules.ELASTIC, why),
+        "augment.elastic_mm": Choice(size),
+        "augment.elastic_grid_mm": Choice(distance),
+    }
+
+
 def flips(fingerprint: Fingerprint, grid: Grid) -> Choices:
     """Which axes are mirrored in training, and in prediction."""
     if fingerprint.unplaced:

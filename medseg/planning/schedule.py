@@ -93,6 +93,7 @@ def choices(
         "train.ema": Choice(
             decay, f"reaches back {1 / (1 - decay):.0f} of about {plan.steps:,.0f} steps"
         ),
+        "train.weight_decay": Choice(rules.DECAY, "keeps the weights of muon's steps small"),
         "train.threads": _threads(plan, measured, threads),
     }
     if measured.device != "cpu":

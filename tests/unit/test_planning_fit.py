@@ -89,7 +89,7 @@ def test_a_larger_network_takes_the_steps_that_there_are() -> None:
     fast = Machine(seconds_a_voxel=1e-9, bytes_a_voxel=10, next=2)
     fitted = best(fast, size=200.0)
     assert fitted.shape.size is rules.LARGE
-    assert [len(one["model"]["encoder"]["widths"]) for one in fast.asked] == [3, 4, 6]
+    assert [len(one["model"]["encoder"]["widths"]) for one in fast.asked] == [3, 4, 4, 6]
     assert fitted.plan.steps >= rules.LARGE.least_steps
     assert fast.requests[-1].next is None
 
