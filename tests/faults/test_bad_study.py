@@ -78,21 +78,22 @@ def test_a_fold_that_is_none(again: Again) -> None:
 
 
 def test_a_fold_that_is_none_is_told_before_the_cases_are_read(
-    again: Again, tmp_path: Path
+    recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"--fold 3: .* has 3 folds, counted from 0"):
-        again(folder=tmp_path / "new", fold=3)
+        api.train_study(load(recipe()), tmp_path / "new", fold=3, device="cpu", quiet=True)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_study_whose_first_run_could_not_begin_takes_a_mended_config(
-    again: Again, study: Path, tmp_path: Path
+    recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    new = tmp_path / "new"
-    with pytest.raises(ConfigError, match="deep_supervision 9 needs"):
-        again("model.deep_supervision=9", folder=new, fold=0)
+    new, file = tmp_path / "new", recipe()
+    config = load(file, ["model.deep_supervision=5"])
+    with pytest.raises(ConfigError, match="deep_supervision 5 needs"):
+        api.train_study(config, new, fold=0, device="cpu", quiet=True)
     assert not (new / "fold_0" / "config.yaml").exists()
-    mended = load(study.with_name("run.yaml"), ["data.split.folds=2"])
+    mended = load(file, ["data.split.folds=2"])
     Study(new).begin(mended, has_folds=True, seeds=2, quiet=True)
     assert len(Study(new).places()) == 4
     assert load(new / "config.yaml").data.split.folds == 2
