@@ -121,7 +121,7 @@ def ensemble(found: Chosen) -> Group:
     """How much each run counts, and what that is worth."""
     choice = found.choice
     left = f", {len(found.seen)} left out that a run has trained on" if found.seen else ""
-    title = f"Mean Dice of {len(found.cases)} cases that no model has seen{left}"
+    title = f"Mean Dice of {len(found.cases)} cases by models that have not seen them{left}"
     table = Table(title=title, title_justify="left")
     for name in ("Run", "Weight", "Dice"):
         table.add_column(name, justify="left" if name == "Run" else "right", overflow="fold")

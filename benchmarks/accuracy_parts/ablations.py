@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_NO_AUGMENTATION = (
-    "augment.affine=0", "augment.flip=[]", "augment.brightness=0", "augment.contrast=0",
-    "augment.noise_probability=0",
-)  # fmt: skip
+_NO_AUGMENTATION = (  # the whole section: what a config adds to it is off as well
+    "augment={affine: 0, flip: [], brightness: 0, contrast: 0, noise_probability: 0}",
+)
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,14 @@ ABLATIONS: tuple[Ablation, ...] = (
     Ablation("no averaged weights (EMA)", ("train.ema=0",)),
     Ablation("plain blocks", ("model.encoder.residual=false",)),
     Ablation("poly schedule", ("train.schedule=poly",)),
-    Ablation("constant learning rate", ("train.schedule=constant",)),
     Ablation("AdamW for all", ("train.optimiser=adamw", "train.lr=0.01")),
     Ablation("SGD, .01, momentum .99", (
         "train.optimiser=sgd", "train.lr=0.01", "train.momentum=0.99",
         "train.weight_decay=0.00003",
     )),
+    Ablation("no weight decay", ("train.weight_decay=0",)),
+    Ablation("no elastic deformation", ("augment.elastic=0",)),
+    Ablation("no gamma", ("augment.gamma=0",)),
     Ablation("no flips", ("augment.flip=[]", "inference.flip=[]")),
     Ablation("flips along all axes", ("augment.flip=[0, 1, 2]", "inference.flip=[0, 1, 2]")),
     Ablation("flip along left-right alone", ("augment.flip=[0]", "inference.flip=[0]")),

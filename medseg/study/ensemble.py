@@ -72,11 +72,13 @@ def ensemble(
 
     Raises:
         DataError: A run is none, or given twice; they differ in channels or classes; or fewer than
-            2 cases are left that none of them has trained on.
+            2 cases are left that none of them has trained on; or `output` is there already, and is
+            something else or has steps that were tuned.
     """
     output = Path(output)
     if output.suffix != ".json":
         raise DataError(output, "an ensemble's name ends in .json")
+    _refuse_to_lose(output)
     members = _members(runs, output)
     firsts = [load(some[0].model, plugins, overrides) for some in members.values()]
     ensembles.check_alike(firsts)
@@ -102,6 +104,23 @@ def ensemble(
     chosen = Chosen(output, tuple(members), choice, tuple(judged.ids), split.seen)
     _write(chosen, members)
     return chosen
+
+
+def _refuse_to_lose(output: Path) -> None:
+    """Refuse to write over what is no ensemble, or over what was tuned for one."""
+    if not output.exists():
+        return
+    try:
+        found = ensembles.read(output)
+    except DataError as error:
+        raise DataError(
+            output, f"is there already, and {error.reason}: name another by -o"
+        ) from error
+    if found.tuned:
+        names = ", ".join(item.name for item in found.tuned)
+        raise DataError(
+            output, f"{names} was tuned for it and would be lost: name another by -o, or remove it"
+        )
 
 
 def _members(runs: Sequence[str | Path], output: Path) -> dict[str, tuple[Member, ...]]:

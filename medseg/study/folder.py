@@ -65,6 +65,8 @@ class Study:
     ) -> None:
         """Write what all runs share, or see that it is what they began with.
 
+        A study of which no run has begun binds to nothing: it is written anew.
+
         Args:
             config: Of all runs; its own fold does not matter where there are folds.
             has_folds: Whether each run has a fold.
@@ -81,13 +83,14 @@ class Study:
             )
         found = None if seeds is None else list(range(config.seed, config.seed + seeds))
         with self.lock():
-            if self.about.exists():
+            if self.about.exists() and self._has_runs():
                 self._reopen(config, has_folds, found)
             else:
                 self._start(config, has_folds, found, quiet)
 
     def _start(self, config: Config, has_folds: bool, seeds: list[int] | None, quiet: bool) -> None:
         split = _drawn(config, has_folds, quiet)
+        self.about.unlink(missing_ok=True)
         write_json(self.splits, {**asdict(split), "seed": config.seed})
         write_text(self.config, dump(_normal(config, has_folds)))
         about: dict[str, Any] = {
@@ -185,6 +188,10 @@ class Study:
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    def _has_runs(self) -> bool:
+        """Whether one has begun."""
+        return any(self.run(place).config.exists() for place in self.places())
 
     def _about(self) -> dict[str, Any]:
         about = read_json(self.about)

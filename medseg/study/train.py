@@ -66,14 +66,12 @@ def train_study(
     with told_once_a_machine():
         refuse_several("a study's runs")
     start_up, study, has_folds = time.process_time(), Study(output), all_folds or fold is not None
+    if config.data.split.file is None:  # told before all cases are read
+        _refuse_no_fold(fold, config.data.split.folds, study)
     study.begin(config, has_folds=has_folds, seeds=seeds, quiet=quiet)
     places = study.places()
+    _refuse_no_fold(fold, 1 + max(place.fold or 0 for place in places), study)
     wanted = [place for place in places if all_folds or place.fold == fold]
-    if not wanted:
-        folds = 1 + max(place.fold or 0 for place in places)
-        raise ConfigError(
-            f"--fold {fold}: {study.path} has {folds} folds, counted from 0", ("data", "split")
-        )
     for place in wanted:
         spent = time.process_time() - start_up  # each run is charged for starting up, as if alone
         _train(study, config, place, spent, device, quiet)
@@ -82,6 +80,14 @@ def train_study(
         return Outcome(None, missing=missing)
     with study.lock():
         return _together(study, config, places, device, quiet)
+
+
+def _refuse_no_fold(fold: int | None, folds: int, study: Study) -> None:
+    """Refuse a fold that there is not."""
+    if fold is not None and fold >= folds:
+        raise ConfigError(
+            f"--fold {fold}: {study.path} has {folds} folds, counted from 0", ("data", "split")
+        )
 
 
 def _train(

@@ -235,9 +235,9 @@ def refuse_other_settings(config: Config, stored: Path) -> None:
     for new, old in zip_longest(here, there, fillvalue=""):
         if new != old:
             raise ConfigError(
-                f"--resume: {stored} was started with another config:\n"
+                f"{stored} was started with another config:\n"
                 f"    there: {old}\n    now:   {new}\n"
-                "resume with the same settings, or start anew with another -o"
+                "go on with the same settings, or start anew with another -o"
             )
 
 

@@ -19,6 +19,7 @@ from medseg.inference.ensembles import Ensemble, Member, find, read, together, w
 from medseg.inference.predictor import Predictor
 from medseg.networks import checkpoint
 from medseg.networks.checkpoint import Tuned, set_tuned
+from medseg.study.folder import Study
 from medseg.training.run import RunFolder
 from medseg.volumes.dataset import Labels
 
@@ -74,6 +75,28 @@ def test_another_kind_of_study(again: Again) -> None:
 def test_a_fold_that_is_none(again: Again) -> None:
     with pytest.raises(ConfigError, match=r"--fold 3: .* has 3 folds, counted from 0"):
         again(fold=3)
+
+
+def test_a_fold_that_is_none_is_told_before_the_cases_are_read(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"--fold 3: .* has 3 folds, counted from 0"):
+        api.train_study(load(recipe()), tmp_path / "new", fold=3, device="cpu", quiet=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_study_whose_first_run_could_not_begin_takes_a_mended_config(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    new, file = tmp_path / "new", recipe()
+    config = load(file, ["model.deep_supervision=5"])
+    with pytest.raises(ConfigError, match="deep_supervision 5 needs"):
+        api.train_study(config, new, fold=0, device="cpu", quiet=True)
+    assert not (new / "fold_0" / "config.yaml").exists()
+    mended = load(file, ["data.split.folds=2"])
+    Study(new).begin(mended, has_folds=True, seeds=2, quiet=True)
+    assert len(Study(new).places()) == 4
+    assert load(new / "config.yaml").data.split.folds == 2
 
 
 def test_a_file_of_train_and_validation_has_no_folds(again: Again, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medseg.errors import DataError
+from medseg.inference.ensembles import Ensemble, Member, write
+from medseg.networks.checkpoint import Tuned
+from medseg.study.ensemble import ensemble
 from medseg.study.select import choose, greedy
 from medseg.study.votes import Cases, Votes
 from medseg.volumes.dataset import IGNORE_INDEX
@@ -147,3 +152,21 @@ def test_a_selection_that_is_no_gain_on_cases_left_out_gives_way_to_equal_weight
     assert found.weights == (1 / 3,) * 3
     assert found.held_out < found.mean == 0.5
     assert found.each == (0.5, 0.5, 0.5)
+
+
+def test_nothing_is_written_over_that_is_no_ensemble_or_was_tuned(tmp_path: Path) -> None:
+    other, tuned, plain = (tmp_path / name for name in ("split.json", "tuned.json", "plain.json"))
+    other.write_text('{"train": [], "validation": []}')
+    made = Ensemble((Member(tmp_path / "model.safetensors", 1.0, "0", "a"),))
+    write(plain, made)
+    write(tuned, replace(made, tuned=(Tuned("crf", {}, (), True, {}),)))
+    for path, told in (
+        (other, "split.json: is there already, and not an ensemble of medseg .*: name another"),
+        (tuned, "tuned.json: crf was tuned for it and would be lost: name another by -o"),
+        (plain, "no run is given"),
+        (tmp_path / "new.json", "no run is given"),
+    ):
+        before = path.read_bytes() if path.exists() else None
+        with pytest.raises(DataError, match=told):
+            ensemble([], path, quiet=True)
+        assert (path.read_bytes() if path.exists() else None) == before

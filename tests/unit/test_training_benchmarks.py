@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -50,6 +51,23 @@ def test_the_key_of_a_run_tells_all_that_it_depends_on(run):
     assert len(keys) == 1 + len(others)
     elsewhere = replace(run, data=replace(run.data, path=Path("elsewhere")))
     assert elsewhere.key == run.key
+
+
+@pytest.mark.parametrize("name", ["hippocampus", "sts_pet"])
+def test_without_augmentation_nothing_that_a_config_adds_stays(run, name):
+    from accuracy_parts.runs import ablated, config
+
+    from medseg.config.schema import Augment
+
+    data = replace(run.data, name=name, config=f"{name}.yaml")
+    runs, _ = ablated(data, 60, [0], ["no augmentation", "by sample"])
+    names = {mine.change: yaml.safe_load(config(mine))["augment"] for mine in runs}
+    nothing = json.loads(
+        Augment(affine=0, flip=(), brightness=0, contrast=0, noise_probability=0).model_dump_json()
+    )
+    assert names["no augmentation"] == nothing
+    assert {**names["augmentation by sample"], "transforms": []} == nothing
+    assert names["as shipped"]["elastic"] > 0  # so that there is something to take away
 
 
 @pytest.mark.parametrize("name", ["hippocampus", "sts_pet"])
