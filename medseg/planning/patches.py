@@ -47,11 +47,9 @@ def sampling(fingerprint: Fingerprint, grid: Grid, patch: Whole, region: Region)
 
 def deformation(grid: Grid) -> Choices:
     """How far training patches are deformed, in mm of this grid."""
-    edge = prod(grid.spacing) ** (1 / 3)
-    size, distance = (
-        float(f"{voxels * edge:.2g}")
-        for voxels in (rules.ELASTIC_VOXELS, rules.ELASTIC_GRID_VOXELS)
-    )
+    edge, thick = min(grid.spacing), max(grid.spacing)
+    distance = max(rules.ELASTIC_GRID_VOXELS * edge, rules.ELASTIC_GRID_SLICES * thick)
+    size, distance = (float(f"{mm:.2g}") for mm in (rules.ELASTIC_VOXELS * edge, distance))
     why = f"by up to {rules.ELASTIC_VOXELS:g} voxels of {edge:.3g} mm: shapes differ by as much"
     return {
         "augment.elastic": Choice(rules.ELASTIC, why),

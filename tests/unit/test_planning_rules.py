@@ -266,6 +266,15 @@ def test_sides_of_the_body_are_not_mirrored() -> None:
 # -- outcome --------------------------------------------------------------------------------------
 
 
+def test_deformations_are_by_the_voxel_and_move_thick_slices_together() -> None:
+    def planned(mm: Triple) -> tuple[float, float]:
+        made = patches.deformation(grid.choose(figures(mm=mm))[0])
+        return made["augment.elastic_mm"].value, made["augment.elastic_grid_mm"].value
+
+    assert planned((1, 1, 1)) == (3.0, 12.0)
+    assert planned((0.5, 0.5, 8)) == (1.5, 16.0)
+
+
 def outcomes(found: Fingerprint) -> dict[str, Any]:
     made = outcome.choices(found, grid.choose(found)[0])
     return {path: choice.value for path, choice in made.items()}
