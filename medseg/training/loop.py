@@ -13,7 +13,7 @@ import torch
 from medseg.config.schema import Config, Train
 from medseg.console import Tick, console, track
 from medseg.errors import MedsegError
-from medseg.inference.window import autocast
+from medseg.inference.runner import autocast
 from medseg.networks.checkpoint import Checkpoint, Priors, save
 from medseg.networks.sizes import beyond
 from medseg.training import cache, sharing
@@ -99,7 +99,7 @@ def _ready(
 ) -> Setup:
     """Find all that can be wrong, before a file is written."""
     with track("Check", 1, quiet=quiet) as tick:
-        is_begun = resume and run.state.exists()
+        is_begun = resume and run.is_begun
         setup = set_up(config, take_weights=not is_begun, ids=part.ids)
         for precision in (config.train.precision, config.inference.precision):
             autocast(device, precision)  # refuses what the device lacks
@@ -115,6 +115,7 @@ def _claim(config: Config, setup: Setup, run: RunFolder, *, resume: bool) -> Non
         run.reopen(config, setup.dataset, setup.ids)
     else:
         run.refuse_another(resume)
+    run.sweep()
 
 
 def _begin(config: Config, setup: Setup, run: RunFolder, state: State, *, resume: bool) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from medseg.inference.runner import autocast
-from medseg.training.ranks import Ranks
+from medseg.training.ranks import ALONE, Ranks
 
 Lowered = Callable[[Tensor, Tensor, str], Tensor]
 
@@ -61,6 +61,12 @@ class Averaged:
         parallel = self._wrapped()
         with nullcontext() if is_last else parallel.no_sync():
             yield parallel
+
+    def leave(self) -> None:
+        """Go on without the other processes, which have stopped in the midst of a pass."""
+        if self._parallel is not None:
+            self._parallel._remove_autograd_hooks()  # they would wait for the pass that broke off
+        self.ranks = ALONE
 
     def _wrapped(self) -> DistributedDataParallel:
         weights = self.alone.network.parameters()

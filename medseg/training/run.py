@@ -60,6 +60,7 @@ class RunFolder:
         self.model = self.path / "model.safetensors"
         self.last_model = self.path / "last.safetensors"
         self.state = self.path / "last.pt"
+        self.state_before = previous(self.state)
         self.log = self.path / "log.jsonl"
         self.curves = self.path / "progress.png"
         self.splits = self.path / "splits.json"
@@ -71,13 +72,18 @@ class RunFolder:
         self.bad_batch = self.path / "bad_batch.safetensors"
         self.cache = self.path / "cache" if cache is None else cache
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is a state to go on from; a kill may leave the one before the last."""
+        return self.state.exists() or self.state_before.exists()
+
     def refuse_another(self, resume: bool) -> None:
         """Keep a run that is here, unless it is to be resumed.
 
         Raises:
             DataError: The folder holds a run that has a state to resume from.
         """
-        if not resume and self.config.exists() and self.state.exists():
+        if not resume and self.config.exists() and self.is_begun:
             raise DataError(
                 self.path, "holds a run already; give --resume to go on with it, or another -o"
             )
@@ -205,6 +211,12 @@ class RunFolder:
         kept = [record for record in self.records() if record["step"] <= step]
         write_text(self.log, "".join(json.dumps(record) + "\n" for record in kept))
 
+    def sweep(self) -> None:
+        """Remove what killed processes left half written; only for the one that holds `lock`."""
+        for file in self.path.glob(".partial-*"):
+            if file.suffix in (self.state.suffix, self.model.suffix):
+                file.unlink(missing_ok=True)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep a second training out of the folder while this one runs.
@@ -223,6 +235,11 @@ class RunFolder:
             except OSError as error:
                 raise DataError(self.path, "another process is training here") from error
             yield
+
+
+def previous(state: Path) -> Path:
+    """Where the state before a state is kept."""
+    return state.with_name(f"previous{state.suffix}")
 
 
 def refuse_other_settings(config: Config, stored: Path) -> None:

@@ -16,6 +16,7 @@ from medseg.networks.assembly import Network
 from medseg.networks.layers import channels_last
 from medseg.training.finetune import FineTuning
 from medseg.training.muon import Muon
+from medseg.training.run import previous
 
 
 class State:
@@ -80,7 +81,7 @@ class State:
         with atomic(path) as temporary:
             temporary.write_bytes(data)
             if path.exists():
-                path.replace(_previous(path))
+                path.replace(previous(path))
 
     def packed(self) -> bytes:
         """All of it, as it is saved."""
@@ -100,7 +101,7 @@ class State:
             DataError: Neither can be read, or they are of another network.
         """
         reasons = []
-        files = [file for file in (path, _previous(path)) if file.exists()]
+        files = [file for file in (path, previous(path)) if file.exists()]
         if not files:
             return
         for file in files:
@@ -139,10 +140,6 @@ class State:
             raise DataError(file, f"belongs to another run: {error}") from error
         self.seconds = values["seconds"]
         self.best, self.waited = values["best"], values["waited"]
-
-
-def _previous(path: Path) -> Path:
-    return path.with_name(f"previous{path.suffix}")
 
 
 def _optimiser(tuning: FineTuning, settings: Train) -> torch.optim.Optimizer:

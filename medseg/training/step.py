@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -93,20 +92,20 @@ class Step:
             state.batches += len(parts) * self.ranks.size
             return loss
         # Outside of the handler, whose error would keep what was computed for the step.
-        attempt = partial(self._taken, is_last=False)  # the other processes are not asked to join
-        raise out_of_memory(said, parts, self.config.train, attempt)
+        self.objective.leave()
+        raise out_of_memory(said, parts, self.config.train, self._taken)
 
     def _number(self, part: int) -> int:
         """The number of this process's batch in a part of the step, among all of the run."""
         return self.state.batches + part * self.ranks.size + self.ranks.rank
 
-    def _taken(self, parts: Sequence[Part], *, is_last: bool = True) -> tuple[list[float], float]:
+    def _taken(self, parts: Sequence[Part]) -> tuple[list[float], float]:
         """The losses, and the norm of the gradient; the device is waited for once, at the end."""
         state, clip = self.state, self.config.train.clip
         state.optimiser.zero_grad(set_to_none=True)
         losses = []
         for number, (image, label, _) in enumerate(parts, 1):
-            with self.objective.part(is_last=is_last and number == len(parts)) as objective:
+            with self.objective.part(is_last=number == len(parts)) as objective:
                 value = objective(image, label, state.precision)
                 torch.autograd.backward(state.scaler.scale(value / len(parts)))
             losses.append(value.detach())

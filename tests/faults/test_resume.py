@@ -200,6 +200,10 @@ def test_a_kill_between_two_renames_loses_one_state(
 ) -> None:
     path, run = interrupted
     (run / "last.pt").replace(run / "previous.pt")
+    with pytest.raises(DataError, match="holds a run already; give --resume"):
+        train(path, run)  # it is a run all the same, and is not written over
+    half = run / ".partial-0123456789abcdef.pt"
+    half.touch()
     seen: list[int] = []
     restore = State.restore
 
@@ -210,6 +214,7 @@ def test_a_kill_between_two_renames_loses_one_state(
     monkeypatch.setattr(State, "restore", watched)
     train(path, run, resume=True)
     assert seen == [4]
+    assert not half.exists()
     same_end(run, whole)
 
 

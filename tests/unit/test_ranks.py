@@ -21,6 +21,7 @@ from medseg.errors import DataError, MedsegError, ToldElsewhereError
 from medseg.inference.runner import NonFiniteError
 from medseg.training import cache, processes, sharing, validate
 from medseg.training.cache import CachedCase
+from medseg.training.finetune import FineTuning
 from medseg.training.objective import Averaged, Objective
 from medseg.training.ranks import ALONE, Ranks
 from medseg.training.setup import set_up
@@ -397,6 +398,45 @@ def test_a_loss_that_is_not_finite_is_told_where_it_was(culprit: int, tmp_path: 
     assert [type(end) for end in ends].count(NonFiniteError) == 1
     assert f"the loss is nan at step 7, of a batch of the cases case{culprit}" in str(ends[culprit])
     assert isinstance(ends[1 - culprit], ToldElsewhereError)
+
+
+class _Full(torch.autograd.Function):
+    """Memory for the gradient of one patch alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.patches = len(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        if ctx.patches > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gradient
+
+
+@pytest.mark.usefixtures("group")
+def test_memory_that_runs_out_in_one_of_several_processes_says_what_fits(
+    recipe: Callable[..., Path],
+) -> None:
+    """DDP has begun a pass by then, which the smaller batches are no part of."""
+
+    class Network(nn.Sequential):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return (self[2](_Full.apply(self[1](self[0](x)))),)
+
+    class Loss(nn.Module):
+        def forward(self, outputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+            return outputs[0].square().mean()
+
+    config = load(recipe()).numbered
+    network: Any = Network(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2), nn.Conv3d(2, 2, 1))
+    state = State(network, config.train, FineTuning(network, 1, config.train))
+    state.precision = "fp32"
+    step = Step(state, Loss(), config, None, Ranks(World(0, 2, 0, 2)))
+    part = Part(torch.rand(2, 1, 4, 4, 4), torch.zeros(2, 4, 4, 4), ["a", "b"])
+    with pytest.raises(MedsegError, match=r"out of memory on cpu .*; 1 would fit"):
+        step([part], 1e-3)
 
 
 def test_alone_the_objective_is_not_wrapped() -> None:

@@ -106,6 +106,21 @@ def test_the_faster_precision_is_chosen(
     assert precision.measured(nn.Conv3d(1, 1, 1), torch.zeros(1, 1, 4, 4, 4)) == chosen
 
 
+@pytest.mark.parametrize("fails, chosen", [({"fp32"}, "bf16"), ({"bf16"}, "fp32"),
+                                           ({"fp32", "bf16"}, "bf16")])  # fmt: skip
+def test_what_memory_does_not_suffice_for_is_not_chosen(
+    fails: set[str], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hungry(nn.Conv3d):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+            if ("bf16" if torch.is_autocast_enabled("cpu") else "fp32") in fails:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return (super().forward(x),)
+
+    monkeypatch.setattr(precision, "candidate", lambda device: "bf16")
+    assert precision.measured(Hungry(1, 1, 1), torch.zeros(1, 1, 4, 4, 4)) == chosen
+
+
 def test_measuring_leaves_no_trace(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "candidate", lambda device: "bf16")
     plugins.load(())
