@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -398,6 +399,18 @@ def test_a_loss_that_is_not_finite_is_told_where_it_was(culprit: int, tmp_path: 
     assert [type(end) for end in ends].count(NonFiniteError) == 1
     assert f"the loss is nan at step 7, of a batch of the cases case{culprit}" in str(ends[culprit])
     assert isinstance(ends[1 - culprit], ToldElsewhereError)
+
+
+@pytest.mark.usefixtures("group")
+def test_torchs_word_on_kernels_of_one_voxel_is_not_passed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    with processes.joined():
+        warnings.warn("Grad strides do not match bucket view strides. This", stacklevel=1)
+    with pytest.raises(UserWarning, match="Grad strides"):  # as all else would be
+        warnings.warn("Grad strides do not match bucket view strides. This", stacklevel=1)
 
 
 class _Full(torch.autograd.Function):
