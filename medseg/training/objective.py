@@ -65,7 +65,8 @@ class Averaged:
     def leave(self) -> None:
         """Go on without the other processes, which have stopped in the midst of a pass."""
         if self._parallel is not None:
-            self._parallel.reducer._remove_autograd_hooks()  # they would wait for the pass that broke off
+            # They would wait for the pass that broke off.
+            self._parallel.reducer._remove_autograd_hooks()
         self.ranks = ALONE
 
     def _wrapped(self) -> DistributedDataParallel:
