@@ -417,12 +417,12 @@ class _Full(torch.autograd.Function):
     """Memory for the gradient of one patch alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.patches = len(x)
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         if ctx.patches > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return gradient
