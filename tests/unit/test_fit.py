@@ -18,7 +18,7 @@ from medseg.errors import ConfigError, DataError, MedsegError, PluginError
 from medseg.inference.predictor import Predictor
 from medseg.networks import checkpoint
 from medseg.registry import TRANSFORMS
-from medseg.training import cache, loop
+from medseg.training import cache, casefile, loop
 from medseg.training.fit import fitted
 from medseg.training.run import RunFolder
 from medseg.training.setup import Setup, set_up
@@ -146,12 +146,13 @@ def test_it_is_kept_with_the_run_and_in_the_model(trained: tuple[Path, Path]) ->
 def test_a_prediction_is_prepared_as_the_training_was(trained: tuple[Path, Path]) -> None:
     path, run = trained
     setup = set_up(load(path))
-    (folder,) = (run / "cache").glob("head_001-*")
+    (file,) = (run / "cache").glob("head_001-*")
     predictor = Predictor.load(run, device="cpu")
     (case,) = [case for case in setup.dataset.cases if case.id == "head_001"]
     ((prepared,),) = predictor.prepare(load_case(case, setup.dataset)).prepared
-    np.testing.assert_array_equal(prepared.image, np.load(folder / "image.npy"))
-    np.testing.assert_array_equal(prepared.mask, np.load(folder / "mask.npy"))
+    cached = casefile.read(file).arrays
+    np.testing.assert_array_equal(prepared.image, cached["image"])
+    np.testing.assert_array_equal(prepared.mask, cached["mask"])
 
 
 @pytest.mark.slow
