@@ -204,6 +204,7 @@ def test_bad_data_are_told_once(recipe: Callable[..., Path], heads: Path, tmp_pa
     code, said = ended(started(path, tmp_path / "run"))
     assert code != 0
     assert said.count("head_002.nii.gz") == said.count("error: ") == 1, said
-    assert "exitcode  : 2" in said
+    # Once, on a starved machine, torch aborted a process that was leaving, its error already told.
+    assert "exitcode  : 2" in said or "SIGABRT" in said, said
     assert not (tmp_path / "run" / "config.yaml").exists()
     assert yaml.safe_load(path.read_text())["data"]["path"] == str(data)
