@@ -19,6 +19,7 @@ from medseg.networks.describe import (
     receptive_field,
 )
 from medseg.networks.sizes import beyond
+from medseg.planning.amounts import in_mib
 from medseg.training.budget import Clock, steps_per_epoch
 from medseg.training.setup import Setup, set_up
 from medseg.volumes import cases
@@ -91,7 +92,7 @@ def _network(setup: Setup) -> Table:
     activations = activation_memory(network, batch, dtype)
     weights = every * 4 * _ADAM_COPIES
     table.add_row(
-        "memory", f"about {_mebi(activations + weights)} ({_mebi(activations)} activations)"
+        "memory", f"about {in_mib(activations + weights)} ({in_mib(activations)} activations)"
     )
     steps = steps_per_epoch(config.train, len(setup.ids.train))
     total = Clock(config.train.budget, steps).total_steps
@@ -128,10 +129,6 @@ def _range(triples: Iterable[tuple[float, float, float]], decimals: int) -> str:
 
 def _size(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape))
-
-
-def _mebi(size: float) -> str:
-    return f"{size / 2**20:,.0f} MiB"
 
 
 def _table(title: str) -> Table:
